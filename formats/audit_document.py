@@ -1,0 +1,70 @@
+"""The audit document: what an unlearning run did, as JSON that anybody can check against the log."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from lmcleaner.formats.errors import DamagedError, NotFoundError, VersionError
+from lmcleaner.formats.manifest import load_schema
+
+AUDIT_FILE = "audit.json"
+AUDIT_SCHEMA = "lmcleaner-audit"
+AUDIT_VERSION = 1
+
+Document = dict[str, Any]
+
+
+def schema_problems(document: Document) -> list[str]:
+    """What breaks the schema, as "place: problem"; empty for a valid document."""
+    validator = jsonschema.Draft202012Validator(load_schema("audit.schema.json"))
+    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(document)]
+
+
+def write_audit(folder: Path, document: Document) -> None:
+    """Writes a valid document into a folder and flushes it to the disk.
+
+    Args:
+        folder: where `audit.json` goes.
+        document: the document; a NaN in it is a bug and raises ValueError.
+    """
+    problems = schema_problems(document)
+    assert not problems, problems
+    with (folder / AUDIT_FILE).open("x", encoding="utf-8") as file:
+        json.dump(document, file, indent=2, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_audit(folder: Path) -> Document:
+    """Reads a document, whatever its content is worth.
+
+    Args:
+        folder: output folder of an unlearning run.
+
+    Returns:
+        The document.
+
+    Raises:
+        NotFoundError: there is none.
+        DamagedError: it isn't JSON, or not an audit document.
+        VersionError: a later release wrote it.
+    """
+    path = folder / AUDIT_FILE
+    if not path.is_file():
+        raise NotFoundError(f"no audit document: {path}", hint="give the output folder of `lmcleaner unlearn`")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedError(f"the audit document is not JSON: {path}: {error}") from error
+    if not isinstance(document, dict) or document.get("schema") != AUDIT_SCHEMA:
+        raise DamagedError(f"not an audit document: {path}: expected schema {AUDIT_SCHEMA!r}")
+    if document.get("version") != AUDIT_VERSION:
+        raise VersionError(
+            f"unknown version of an audit document: {path}: expected {AUDIT_VERSION}, found {document.get('version')!r}",
+            hint="a later release of lmcleaner wrote it; upgrade to check it",
+        )
+    return document

@@ -1,0 +1,30 @@
+"""Canonical JSON and SHA-256, so that a hash means the same on every machine."""
+
+import hashlib
+import json
+from typing import Any
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one UTF-8 encoding of `value`: sorted keys, no blanks, no NaN.
+
+    Args:
+        value: anything that JSON can hold.
+
+    Returns:
+        The bytes that are hashed.
+
+    Raises:
+        ValueError: `value` holds a NaN or an infinity, which JSON has no word for.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def sha256_hex(data: bytes | memoryview) -> str:
+    """SHA-256 of `data` as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def json_digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON of `value`."""
+    return sha256_hex(canonical_json(value))

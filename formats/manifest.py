@@ -1,0 +1,218 @@
+"""The manifest: what a log says of its run before the first step, and never changes afterwards."""
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal, Self, TypeVar
+
+import jsonschema
+
+from lmcleaner.formats.canonical import json_digest
+from lmcleaner.formats.errors import DamagedError, VersionError
+from lmcleaner.formats.layout import SCHEMA, VERSION
+
+Json = dict[str, Any]
+UpdateCodec = Literal["lossless", "none"]
+Entry = TypeVar("Entry")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterEntry:
+    """One trainable parameter, in the order of `model.parameters()`.
+
+    Attributes:
+        name: name in the model.
+        shape: tensor shape.
+        offset: elements before it in a parameter vector.
+        group: index of its optimizer group.
+        index: position within that group.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    group: int
+    index: int
+
+    @property
+    def num_elements(self) -> int:
+        """Number of scalars."""
+        product = 1
+        for extent in self.shape:
+            product *= extent
+        return product
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerEntry:
+    """The optimizer's class and all its hyperparameters.
+
+    Attributes:
+        name: class in `torch.optim`.
+        groups: hyperparameters of each parameter group, without the parameters; lr as of the first step's construction.
+    """
+
+    name: str
+    groups: tuple[Json, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NumericsEntry:
+    """What decides the last bit of a training step, besides the inputs.
+
+    Attributes:
+        device: device type, "cpu" or "cuda".
+        device_name: processor or accelerator model.
+        threads: intra-op threads of torch.
+        flush_denormal: whether denormal numbers are flushed to zero.
+        deterministic: whether torch was told to use deterministic algorithms.
+        attention: attention implementation of the model.
+        rng_bytes: bytes of one row of rng/states.
+    """
+
+    device: str
+    device_name: str
+    threads: int
+    flush_denormal: bool
+    deterministic: bool
+    attention: str
+    rng_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelEntry:
+    """The base model.
+
+    Attributes:
+        source: directory or name that it was loaded from.
+        class_name: class in transformers.
+        fingerprint: SHA-256 over names, shapes and bytes of all its tensors before training.
+        dtype: dtype of the trainable parameters, "float32" or "bfloat16".
+        forward_arguments: keyword arguments besides tensors that each training forward pass was given.
+    """
+
+    source: str
+    class_name: str
+    fingerprint: str
+    dtype: str
+    forward_arguments: Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """All that a log says of its run before the first step.
+
+    Attributes:
+        created: UTC time, ISO 8601.
+        model: the base model.
+        parameters: trainable parameters in the order of the parameter vector.
+        optimizer: class and hyperparameters.
+        max_grad_norm: clip threshold of the gradient's L2 norm, or None where the run doesn't clip.
+        loss_divisor: what a microbatch's loss was divided by after the model returned it.
+        padding_token: token id in the padding of a microbatch.
+        numerics: what decides the last bit.
+        updates: codec of the updates.
+        checkpoint_every: steps between checkpoints.
+        planned_steps: steps that the run means to take, or None where it didn't say.
+        data: source, split, digest and template of the rows.
+        tokenizer: source and digest.
+        training: the run's own options, for people; replay doesn't read them.
+        environment: versions of the libraries.
+    """
+
+    created: str
+    model: ModelEntry
+    parameters: tuple[ParameterEntry, ...]
+    optimizer: OptimizerEntry
+    max_grad_norm: float | None
+    loss_divisor: float
+    padding_token: int
+    numerics: NumericsEntry
+    updates: UpdateCodec
+    checkpoint_every: int
+    planned_steps: int | None
+    data: Json
+    tokenizer: Json
+    training: Json
+    environment: Json
+
+    @property
+    def num_elements(self) -> int:
+        """Length of a parameter vector."""
+        return sum(entry.num_elements for entry in self.parameters)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest's canonical JSON."""
+        return json_digest(self.to_json())
+
+    def to_json(self) -> Json:
+        """The manifest as it is stored in the log's root attributes."""
+        plain: Json = json.loads(json.dumps(asdict(self)))  # tuples become lists, as JSON has it
+        return {"schema": SCHEMA, "version": VERSION, **plain}
+
+    @classmethod
+    def from_json(cls, document: Json, where: str) -> Self:
+        """Checks a stored manifest and builds the record.
+
+        Args:
+            document: the log's root attributes; unknown fields are ignored.
+            where: the log, for messages.
+
+        Returns:
+            The manifest.
+
+        Raises:
+            DamagedError: the document breaks its schema.
+            VersionError: it was written by a later major version.
+        """
+        _check(document, where)
+        known = {name: document[name] for name in cls.__dataclass_fields__}
+        return cls(
+            **known
+            | {
+                "model": _entry(ModelEntry, document["model"]),
+                "parameters": tuple(
+                    _entry(ParameterEntry, entry | {"shape": tuple(entry["shape"])}) for entry in document["parameters"]
+                ),
+                "optimizer": OptimizerEntry(
+                    name=document["optimizer"]["name"], groups=tuple(document["optimizer"]["groups"])
+                ),
+                "numerics": _entry(NumericsEntry, document["numerics"]),
+            }
+        )
+
+
+def _entry(kind: type[Entry], values: Json) -> Entry:
+    """Builds a record from the fields that it knows."""
+    return kind(**{name: values[name] for name in kind.__dataclass_fields__})  # type: ignore[attr-defined]
+
+
+@cache
+def load_schema(name: str) -> Json:
+    """A JSON Schema that ships with the package.
+
+    Args:
+        name: file name, such as "manifest.schema.json".
+
+    Returns:
+        The schema.
+    """
+    schema: Json = json.loads(files("lmcleaner.formats").joinpath(name).read_text(encoding="utf-8"))
+    return schema
+
+
+def _check(document: Json, where: str) -> None:
+    if document.get("schema") != SCHEMA:
+        raise DamagedError(f"not a training log: {where}: expected schema {SCHEMA!r}, found {document.get('schema')!r}")
+    if document.get("version") != VERSION:
+        raise VersionError(
+            f"unknown version of a training log: {where}: expected {VERSION}, found {document.get('version')!r}",
+            hint="a later release of lmcleaner wrote this log; upgrade to read it",
+        )
+    problem = jsonschema.exceptions.best_match(
+        jsonschema.Draft202012Validator(load_schema("manifest.schema.json")).iter_errors(document)
+    )
+    if problem is not None:
+        raise DamagedError(f"the log's manifest is damaged: {where}: {problem.json_path}: {problem.message}")

@@ -1,0 +1,86 @@
+"""What a log holds of one optimizer step, and of the state between two steps."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmcleaner.formats.bits import Bits
+from lmcleaner.formats.samples import Sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicrobatchRecord:
+    """One forward and backward pass.
+
+    Attributes:
+        samples: the rows in order, without padding.
+        starts: number of padding tokens before each sample in its row.
+        width: tokens in a padded row.
+        has_mask: whether the model was given an attention mask.
+        denominator: what the summed loss was divided by, tokens.
+        loss: what the model returned, nats.
+        rng: state of the random number generators before the forward pass; empty where it drew no numbers.
+    """
+
+    samples: tuple[Sample, ...]
+    starts: tuple[int, ...]
+    width: int
+    has_mask: bool
+    denominator: float
+    loss: float
+    rng: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """One optimizer step, without the parameters.
+
+    Attributes:
+        microbatches: in the order in which their gradients were accumulated.
+        lr: learning rate that was used, for each parameter group.
+        gradient_norm: L2 norm of the gradient that the optimizer was given, after clipping.
+        seconds: wall time of the step.
+    """
+
+    microbatches: tuple[MicrobatchRecord, ...]
+    lr: tuple[float, ...]
+    gradient_norm: float
+    seconds: float
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """All rows of the step in order."""
+        return tuple(sample for microbatch in self.microbatches for sample in microbatch.samples)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerVectors:
+    """The optimizer's state, part by part, as flat vectors.
+
+    Attributes:
+        vectors: bit patterns `[num_elements]` of each part that has the parameters' shape, such as "exp_avg".
+        dtypes: dtype names of `vectors`, such as "float32".
+        scalars: float64 `[num_parameters]` of each part that is one number a parameter, such as "step".
+        present: bool `[num_parameters]`; False where the optimizer holds nothing for the parameter yet.
+    """
+
+    vectors: dict[str, Bits]
+    dtypes: dict[str, str]
+    scalars: dict[str, NDArray[np.float64]]
+    present: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """The full state before a step.
+
+    Attributes:
+        step: the step; θ[step] is what follows.
+        parameters: bit patterns of the trainable parameters, `[num_elements]`.
+        optimizer: the optimizer's state.
+    """
+
+    step: int
+    parameters: Bits
+    optimizer: OptimizerVectors

@@ -1,0 +1,1 @@
+"""What an unlearning run says of itself, and how somebody else checks it."""

@@ -1,0 +1,1 @@
+"""How the gradient at the counterfactual parameters is found: one file a mode."""

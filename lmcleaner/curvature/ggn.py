@@ -1,0 +1,95 @@
+"""Products with the generalized Gauss-Newton matrix of the softmax cross-entropy.
+
+G = Jᵀ·S·J, where J is the Jacobian of the logits and S = diag(p) - p·pᵀ for each counted token, divided by the loss's
+denominator (Schraudolph, "Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent", 2002; Martens, "New
+Insights and Perspectives on the Natural Gradient Method", 2020, §8.1). S is positive semidefinite, and so is G.
+
+Axes: target = counted tokens of the microbatch, vocab = vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import functional_call
+
+from lmcleaner.curvature.mode import twice_differentiable
+from lmcleaner.formats.samples import IGNORED_LABEL
+from lmcleaner.training.batches import Inputs
+from lmcleaner.training.numerics import restore_rng, rng_state
+from lmcleaner.training.replay import ReplayModel
+
+
+def gradient_minus_product(
+    replay: ReplayModel, inputs: Inputs, vector: Sequence[Tensor], extra: Mapping[str, Any]
+) -> None:
+    """Adds g - G·v of one microbatch to the parameters' `grad`, by one forward derivative and one backward pass.
+
+    Both terms go through the same Jacobian: g = Jᵀ·∂ℓ/∂z and G·v = Jᵀ·(S·J·v), so that the gradient of
+    ℓ - ⟨S·J·v, z⟩, with the bracket's left side held fixed, is their difference.
+
+    Args:
+        replay: the model, at the parameters that it points to.
+        inputs: forward arguments, `input_ids` and `labels` int64 `[batch, seq]`.
+        vector: v, one tensor for each parameter.
+        extra: further forward arguments.
+    """
+    weights = _output_product(replay, inputs, vector, extra)
+    output = replay.module(**inputs, **extra)
+    loss = replay.scaled(output.loss)
+    (loss - (weights * _target_logits(output.logits, inputs)).sum()).backward()
+
+
+def product(replay: ReplayModel, inputs: Inputs, vector: Sequence[Tensor], extra: Mapping[str, Any]) -> list[Tensor]:
+    """G·v of one microbatch.
+
+    Args:
+        replay: the model, at the parameters that it points to.
+        inputs: forward arguments.
+        vector: v, one tensor for each parameter.
+        extra: further forward arguments.
+
+    Returns:
+        One tensor for each parameter; exact up to rounding.
+    """
+    weights = _output_product(replay, inputs, vector, extra)
+    logits = _target_logits(replay.module(**inputs, **extra).logits, inputs)
+    return list(torch.autograd.grad(logits, replay.parameters, grad_outputs=weights, materialize_grads=True))
+
+
+def _output_product(
+    replay: ReplayModel, inputs: Inputs, vector: Sequence[Tensor], extra: Mapping[str, Any]
+) -> Tensor:
+    """S·J·v, divided by the loss's denominator; `[target, vocab]`."""
+    logits, tangents = _directional_logits(replay, inputs, vector, extra)
+    probabilities = logits.softmax(dim=-1)
+    centred = tangents - (probabilities * tangents).sum(dim=-1, keepdim=True)
+    denominator = inputs["num_items_in_batch"].to(logits.dtype) * replay.manifest.loss_divisor
+    return probabilities * centred / denominator
+
+
+def _directional_logits(
+    replay: ReplayModel, inputs: Inputs, vector: Sequence[Tensor], extra: Mapping[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Logits of the targets and their derivative in direction v, both `[target, vocab]`, without a graph."""
+    state = rng_state(replay.device)
+    names = [entry.name for entry in replay.manifest.parameters]
+    without_labels = {name: value for name, value in inputs.items() if name in {"input_ids", "attention_mask"}}
+    with torch.no_grad(), forward_ad.dual_level(), twice_differentiable():
+        duals = {
+            name: forward_ad.make_dual(parameter.detach(), direction)
+            for name, parameter, direction in zip(names, replay.parameters, vector, strict=True)
+        }
+        output = functional_call(replay.module, duals, (), {**without_labels, **extra, "use_cache": False})
+        logits, tangents = forward_ad.unpack_dual(_target_logits(output.logits, inputs))
+    restore_rng(state, replay.device)  # the backward pass that follows must drop what this pass dropped
+    return logits, tangents
+
+
+def _target_logits(logits: Tensor, inputs: Inputs) -> Tensor:
+    """Logits that predict a counted token, in float32 at least, as the loss takes them; `[target, vocab]`."""
+    targets = inputs["labels"][:, 1:] != IGNORED_LABEL
+    selected = logits[:, :-1][targets]
+    return selected.float() if selected.dtype in {torch.bfloat16, torch.float16} else selected

@@ -1,0 +1,90 @@
+"""The gradient at θ′ as the curvature at θ predicts it: g(θ) - (C + λI)·δ."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lmcleaner.curvature import exact, ggn
+from lmcleaner.curvature.mode import HessianMode
+from lmcleaner.formats.steps import StepRecord
+from lmcleaner.training.batches import NOTHING, Denominator, Digests
+from lmcleaner.training.replay import ReplayModel
+from lmcleaner.training.state import Gradient
+
+
+def predicted_gradient(
+    replay: ReplayModel,
+    mode: HessianMode,
+    step: StepRecord,
+    parameters: Sequence[Tensor],
+    deviation: Sequence[Tensor],
+    damping: float,
+    forgotten: Digests = NOTHING,
+    denominator: Denominator = Denominator.LOGGED,
+) -> Gradient:
+    """The gradient of the retained rows at θ′ = θ - δ, from gradient and curvature at θ.
+
+    Args:
+        replay: the run's model.
+        mode: EXACT takes the Hessian for C, GGN the generalized Gauss-Newton matrix.
+        step: the logged step.
+        parameters: θ, in the order of the manifest.
+        deviation: δ, likewise.
+        damping: λ.
+        forgotten: digests of the samples to leave out.
+        denominator: what to divide by where rows are left out.
+
+    Returns:
+        One tensor for each parameter, before clipping; the error is that of the linearization, and of C.
+    """
+    replay.point_to(parameters)
+    extra = replay.manifest.model.forward_arguments
+    for microbatch, inputs in zip(step.microbatches, replay.inputs(step, forgotten, denominator), strict=True):
+        replay.restore_rng(microbatch.rng)
+        if mode is HessianMode.GGN:
+            ggn.gradient_minus_product(replay, inputs, deviation, extra)
+        else:
+            _accumulate(replay, *exact.gradient_and_product(replay, inputs, deviation, extra))
+    gradient = replay.take_gradient()
+    for part, direction in zip(gradient, deviation, strict=True):
+        if part is not None:
+            part.sub_(direction, alpha=damping)
+    return gradient
+
+
+def curvature_product(
+    replay: ReplayModel,
+    mode: HessianMode,
+    step: StepRecord,
+    parameters: Sequence[Tensor],
+    vector: Sequence[Tensor],
+    damping: float,
+    forgotten: Digests = NOTHING,
+    denominator: Denominator = Denominator.LOGGED,
+) -> list[Tensor]:
+    """(C + λI)·v over the retained rows of a step, at θ; arguments as in `predicted_gradient`.
+
+    Returns:
+        One tensor for each parameter; the sum over the microbatches, each divided by its own denominator.
+    """
+    replay.point_to(parameters)
+    extra = replay.manifest.model.forward_arguments
+    total = [damping * part for part in vector]
+    for microbatch, inputs in zip(step.microbatches, replay.inputs(step, forgotten, denominator), strict=True):
+        replay.restore_rng(microbatch.rng)
+        if mode is HessianMode.GGN:
+            product = ggn.product(replay, inputs, vector, extra)
+        else:
+            _, product = exact.gradient_and_product(replay, inputs, vector, extra)
+        for sum_so_far, part in zip(total, product, strict=True):
+            sum_so_far.add_(part)
+    return total
+
+
+def _accumulate(replay: ReplayModel, gradient: list[Tensor], product: list[Tensor]) -> None:
+    """Adds g - H·δ to the parameters' `grad`."""
+    with torch.no_grad():
+        for parameter, g, correction in zip(replay.parameters, gradient, product, strict=True):
+            g.sub_(correction)
+            parameter.grad = g if parameter.grad is None else parameter.grad.add_(g)

@@ -1,0 +1,1 @@
+"""What a model knows of some rows, and how far two models' answers lie apart."""

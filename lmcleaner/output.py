@@ -1,0 +1,58 @@
+"""Output folders that are there whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lmcleaner.formats.errors import ExistsError
+from lmcleaner.formats.writer import storage_errors
+
+
+def check_free(path: Path) -> None:
+    """Makes sure that nothing lies at `path`.
+
+    Raises:
+        ExistsError: something does.
+    """
+    if path.exists() or path.is_symlink():
+        raise ExistsError(f"the output exists already: {path}", hint="choose another --output; nothing is overwritten")
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Gives a temporary folder beside `path` that becomes `path` when the block ends without an error.
+
+    Args:
+        path: the folder to make.
+
+    Yields:
+        The temporary folder; it is removed if the block fails or is interrupted.
+
+    Raises:
+        ExistsError: something lies at `path`.
+        ResourceError: it can't be written.
+    """
+    check_free(path)
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            yield temporary
+            _sync(temporary)
+            temporary.chmod(0o755)
+            check_free(path)
+            temporary.rename(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def _sync(folder: Path) -> None:
+    """Flushes every file of the folder to the disk, so that the name never outlives the bytes."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())

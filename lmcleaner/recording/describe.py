@@ -1,0 +1,147 @@
+"""Describes a run that is about to start: the manifest of its log and the state that it starts from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmcleaner.formats.errors import UsageError
+from lmcleaner.formats.manifest import Manifest, ModelEntry, ParameterEntry, UpdateCodec
+from lmcleaner.formats.steps import Checkpoint
+from lmcleaner.training.fingerprint import model_fingerprint
+from lmcleaner.training.numerics import current_numerics, environment
+from lmcleaner.training.optimizers import describe_optimizer, optimizer_vectors
+from lmcleaner.training.vectors import bits_of, dtype_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunDescription:
+    """What the hooks can't see of a run, told by whoever trains.
+
+    Attributes:
+        model_source: directory or name that the base model was loaded from.
+        max_grad_norm: threshold that the loop clips the gradient's L2 norm at, or None.
+        loss_divisor: what the loop divides the model's loss by before `backward`.
+        padding_token: token id in the padding of a microbatch.
+        checkpoint_every: steps between checkpoints.
+        updates: codec of the updates.
+        planned_steps: steps that the run means to take, if known.
+        data: source, split, digest and template of the rows.
+        tokenizer: source and digest.
+        training: the run's own options, for people.
+        forward_arguments: keyword arguments besides tensors that every forward pass is given.
+    """
+
+    model_source: str
+    max_grad_norm: float | None = None
+    loss_divisor: float = 1.0
+    padding_token: int = 0
+    checkpoint_every: int = 100
+    updates: UpdateCodec = "lossless"
+    planned_steps: int | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    forward_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Checks ranges.
+
+        Raises:
+            UsageError: a value is out of its range.
+        """
+        if self.checkpoint_every < 1:
+            raise UsageError(f"checkpoint_every: expected at least 1, found {self.checkpoint_every}")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise UsageError(f"max_grad_norm: expected None or more than 0, found {self.max_grad_norm}")
+        if not self.loss_divisor > 0:
+            raise UsageError(f"loss_divisor: expected more than 0, found {self.loss_divisor}")
+
+
+def trainable_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """Name -> trainable parameter, in the order of `module.parameters()`; tied ones once.
+
+    Raises:
+        UsageError: there is none, or they don't share one dtype and one device.
+    """
+    found: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    kinds = {(parameter.dtype, parameter.device) for parameter in found.values()}
+    if len(kinds) != 1:
+        raise UsageError(
+            f"the trainable parameters must share one dtype and one device: found {sorted(map(str, kinds))}"
+        )
+    return found
+
+
+def describe_run(module: nn.Module, optimizer: torch.optim.Optimizer, description: RunDescription) -> Manifest:
+    """The manifest of a run that is about to start.
+
+    Args:
+        module: the model, on its device, with θ[0].
+        optimizer: the optimizer over its trainable parameters.
+        description: what the hooks can't see.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UsageError: the model or the optimizer can't be recorded.
+    """
+    parameters = trainable_parameters(module)
+    first = next(iter(parameters.values()))
+    config = getattr(module, "config", None)
+    return Manifest(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=ModelEntry(
+            source=description.model_source,
+            class_name=type(module).__name__,
+            fingerprint=model_fingerprint(module),
+            dtype=dtype_name(first.dtype),
+            forward_arguments=dict(description.forward_arguments),
+        ),
+        parameters=_parameter_entries(parameters, optimizer),
+        optimizer=describe_optimizer(optimizer),
+        max_grad_norm=description.max_grad_norm,
+        loss_divisor=description.loss_divisor,
+        padding_token=description.padding_token,
+        numerics=current_numerics(getattr(config, "_attn_implementation", "unknown"), first.device),
+        updates=description.updates,
+        checkpoint_every=description.checkpoint_every,
+        planned_steps=description.planned_steps,
+        data=dict(description.data),
+        tokenizer=dict(description.tokenizer),
+        training=dict(description.training),
+        environment=environment(),
+    )
+
+
+def take_checkpoint(step: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> Checkpoint:
+    """A copy of the full state before step `step`."""
+    parameters = list(trainable_parameters(module).values())
+    return Checkpoint(step=step, parameters=bits_of(parameters), optimizer=optimizer_vectors(optimizer, parameters))
+
+
+def _parameter_entries(
+    parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+) -> tuple[ParameterEntry, ...]:
+    place = {
+        id(parameter): (group, index)
+        for group, values in enumerate(optimizer.param_groups)
+        for index, parameter in enumerate(values["params"])
+    }
+    entries, offset = [], 0
+    for name, parameter in parameters.items():
+        if id(parameter) not in place:
+            raise UsageError(
+                f"a trainable parameter is not in the optimizer: {name}", hint="freeze it, or give it to the optimizer"
+            )
+        group, index = place.pop(id(parameter))
+        entry = ParameterEntry(name=name, shape=tuple(parameter.shape), offset=offset, group=group, index=index)
+        entries.append(entry)
+        offset += entry.num_elements
+    if place:
+        raise UsageError(f"the optimizer holds {len(place)} parameters that are not trainable parameters of the model")
+    return tuple(entries)

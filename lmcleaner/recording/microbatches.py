@@ -1,0 +1,89 @@
+"""From the arguments of a training forward pass to what the log holds of it."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lmcleaner.formats.errors import UsageError
+from lmcleaner.formats.samples import IGNORED_LABEL, Sample
+from lmcleaner.formats.steps import MicrobatchRecord
+
+# They change what the model returns beside the loss, never the loss.
+_HARMLESS = {"return_dict", "use_cache", "output_attentions", "output_hidden_states"}
+_RECORDED = {"input_ids", "labels", "attention_mask", "num_items_in_batch"}
+
+IntMatrix = NDArray[np.int64]
+
+
+def microbatch_record(
+    arguments: dict[str, Any], known: dict[str, Any], padding_token: int, loss: float, rng: bytes
+) -> MicrobatchRecord:
+    """What a log holds of one forward pass.
+
+    Args:
+        arguments: keyword arguments of the forward pass: `input_ids`, `labels` and perhaps `attention_mask`, int64
+            `[batch, seq]`, and perhaps `num_items_in_batch`, the number of tokens that the whole step counts.
+        known: further arguments that the log's manifest already holds.
+        padding_token: token id in the padding.
+        loss: what the model returned.
+        rng: state of the generators before the pass, or empty.
+
+    Returns:
+        The record. Without `num_items_in_batch` the denominator is the number of targets of the microbatch, over which
+        the model takes the mean.
+
+    Raises:
+        UsageError: an argument that replay couldn't reproduce.
+    """
+    _refuse_unknown(arguments, known)
+    tokens, labels = _matrix(arguments, "input_ids"), _matrix(arguments, "labels")
+    has_mask = arguments.get("attention_mask") is not None
+    mask = _matrix(arguments, "attention_mask") if has_mask else np.ones_like(tokens)
+    starts, samples = zip(*(_unpadded(*row, padding_token) for row in zip(tokens, labels, mask, strict=True)), strict=True)
+    items = arguments.get("num_items_in_batch")
+    return MicrobatchRecord(
+        samples=samples,
+        starts=starts,
+        width=tokens.shape[1],
+        has_mask=has_mask,
+        denominator=float(items) if items is not None else float(sum(sample.num_targets for sample in samples)),
+        loss=loss,
+        rng=rng,
+    )
+
+
+def _refuse_unknown(arguments: dict[str, Any], known: dict[str, Any]) -> None:
+    for name, value in arguments.items():
+        if name in _RECORDED or name in _HARMLESS or value is None:
+            continue
+        if isinstance(value, Tensor) or known.get(name) != value:
+            raise UsageError(
+                f"a forward argument that a log can't hold: {name}: expected only {sorted(_RECORDED)}",
+                hint="leave it out, or give it to the recorder as one of its forward_arguments if it never changes",
+            )
+
+
+def _matrix(arguments: dict[str, Any], name: str) -> IntMatrix:
+    value = arguments.get(name)
+    if not isinstance(value, Tensor) or value.dim() != 2 or value.dtype not in {torch.int64, torch.int32, torch.bool}:
+        raise UsageError(f"{name}: expected an integer tensor [batch, seq] as keyword argument, found {type(value)}")
+    return value.detach().cpu().numpy().astype(np.int64)
+
+
+def _unpadded(tokens: IntMatrix, labels: IntMatrix, mask: IntMatrix, padding_token: int) -> tuple[int, Sample]:
+    """Start and content of the one sample in a padded row."""
+    places = np.flatnonzero(mask)
+    if len(places) == 0 or places[-1] - places[0] + 1 != len(places):
+        raise UsageError("attention_mask: expected one unbroken run of ones in each row")
+    start, stop = int(places[0]), int(places[-1]) + 1
+    outside = np.r_[0:start, stop : len(tokens)]
+    if np.any(labels[outside] != IGNORED_LABEL) or np.any(tokens[outside] != padding_token):
+        raise UsageError(
+            f"padding: expected token {padding_token} and label {IGNORED_LABEL}, found {set(tokens[outside].tolist())} "
+            f"and {set(labels[outside].tolist())}",
+            hint="tell the recorder the token that the collator pads with",
+        )
+    return start, Sample(tokens[start:stop].astype(np.int32), labels[start:stop].astype(np.int32))

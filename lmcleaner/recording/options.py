@@ -1,0 +1,117 @@
+"""Options of `record`, checked before anything is loaded."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from lmcleaner.data.encoding import DEFAULT_TEMPLATE, Encoding
+from lmcleaner.formats.errors import UsageError
+
+
+class OptimizerName(StrEnum):
+    """Optimizers that a run can be recorded with."""
+
+    ADAMW = "adamw"
+    ADAM = "adam"
+    SGD = "sgd"
+
+
+class Updates(StrEnum):
+    """How the parameters after every step are stored."""
+
+    LOSSLESS = "lossless"
+    NONE = "none"
+
+
+class ModelDtype(StrEnum):
+    """Dtype of the weights during training."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordOptions:
+    """What `record` shall train and how.
+
+    Attributes:
+        model: folder or hub name of the base model.
+        data: file, folder or hub name of the rows.
+        output: folder for the final model; must not exist.
+        epochs: passes over the rows.
+        batch_size: rows of a microbatch.
+        grad_accum: microbatches of a step.
+        lr: peak learning rate.
+        optimizer: AdamW and Adam with betas 0.9 and 0.999 and epsilon 1e-8, or SGD.
+        momentum: momentum of SGD.
+        nesterov: Nesterov's form of it.
+        weight_decay: of all parameters but biases and norms.
+        scheduler: name of a transformers learning-rate schedule.
+        warmup_ratio: share of the steps over which the learning rate rises.
+        max_grad_norm: clip threshold of the gradient's L2 norm; 0 doesn't clip.
+        template: prompt of question/answer rows.
+        max_length: tokens kept of a row.
+        max_steps: stops after so many steps, whatever `epochs` says; None doesn't.
+        seed: of the row order and the dropout.
+        dtype: of the weights.
+        threads: intra-op threads of torch; None chooses 1 for models under ten million parameters.
+        checkpoint_every: steps between checkpoints.
+        updates: how θ after each step is stored.
+        overwrite: removes a log that lies at the log's place.
+    """
+
+    model: str
+    data: str
+    output: Path
+    epochs: float = 3.0
+    batch_size: int = 8
+    grad_accum: int = 1
+    lr: float = 5e-5
+    optimizer: OptimizerName = OptimizerName.ADAMW
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    scheduler: str = "linear"
+    warmup_ratio: float = 0.0
+    max_grad_norm: float = 1.0
+    template: str = DEFAULT_TEMPLATE
+    max_length: int = 512
+    max_steps: int | None = None
+    seed: int = 42
+    dtype: ModelDtype = ModelDtype.FLOAT32
+    threads: int | None = None
+    checkpoint_every: int = 100
+    updates: Updates = Updates.LOSSLESS
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks ranges.
+
+        Raises:
+            UsageError: a value is out of its range.
+        """
+        checks = {
+            "epochs": (self.epochs > 0, "more than 0"),
+            "batch-size": (self.batch_size >= 1, "at least 1"),
+            "grad-accum": (self.grad_accum >= 1, "at least 1"),
+            "lr": (0 < self.lr < float("inf"), "more than 0"),
+            "momentum": (0 <= self.momentum < 1, "0 to below 1"),
+            "weight-decay": (self.weight_decay >= 0, "at least 0"),
+            "warmup-ratio": (0 <= self.warmup_ratio <= 1, "0 to 1"),
+            "max-grad-norm": (self.max_grad_norm >= 0, "at least 0"),
+            "max-steps": (self.max_steps is None or self.max_steps >= 1, "at least 1"),
+            "threads": (self.threads is None or self.threads >= 1, "at least 1"),
+            "checkpoint-every": (self.checkpoint_every >= 1, "at least 1"),
+        }
+        for name, (is_valid, expected) in checks.items():
+            if not is_valid:
+                raise UsageError(f"--{name}: expected {expected}, found {getattr(self, name.replace('-', '_'))}")
+        if self.optimizer is not OptimizerName.SGD and (self.momentum or self.nesterov):
+            raise UsageError(f"--momentum and --nesterov belong to sgd: found optimizer {self.optimizer}")
+        if self.nesterov and not self.momentum:
+            raise UsageError("--nesterov needs a --momentum of more than 0")
+
+    @property
+    def encoding(self) -> Encoding:
+        """How rows become samples."""
+        return Encoding(template=self.template, max_length=self.max_length)

@@ -1,0 +1,1 @@
+"""One training step as a function of parameters, optimizer state and logged step."""

@@ -1,0 +1,117 @@
+"""From a logged microbatch to the tensors that the model was given, with or without the forgotten rows.
+
+Axes: batch = rows of the microbatch, seq = tokens of a padded row.
+"""
+
+from collections.abc import Callable, Set
+from enum import StrEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmcleaner.formats.errors import InsufficientLogError
+from lmcleaner.formats.samples import IGNORED_LABEL, Sample
+from lmcleaner.formats.steps import MicrobatchRecord, StepRecord
+
+Inputs = dict[str, Tensor]
+Digests = Set[bytes]
+NOTHING: Digests = frozenset()
+
+
+class Denominator(StrEnum):
+    """What the counterfactual divides a step's summed loss by."""
+
+    LOGGED = "logged"
+    RETAINED = "retained"
+
+
+def step_inputs(
+    step: StepRecord,
+    padding_token: int,
+    device: torch.device,
+    forgotten: Digests = NOTHING,
+    denominator: Denominator = Denominator.LOGGED,
+) -> list[Inputs]:
+    """Forward arguments of every microbatch of a step.
+
+    A forgotten row becomes a row of padding of the same length without labels. Its gradient is exactly zero, and since
+    every shape stays as it was, so does the order of summation: the retained rows give the bits that they would have
+    given beside the forgotten row's tokens with masked labels.
+
+    Args:
+        step: the logged step.
+        padding_token: token id that fills padding.
+        device: where the tensors shall lie.
+        forgotten: digests of the samples to leave out.
+        denominator: what to divide the loss by where rows are left out.
+
+    Returns:
+        For each microbatch `input_ids`, `labels` and, where the run had one, `attention_mask`, int64 `[batch, seq]`,
+        and `num_items_in_batch`, float32 `[]`.
+
+    Raises:
+        InsufficientLogError: the logged denominator isn't a count of labels, so the retained rows' can't be known.
+    """
+    denominators = [microbatch.denominator for microbatch in step.microbatches]
+    if denominator is Denominator.RETAINED and holds_forgotten(step, forgotten):
+        denominators = _retained_denominators(step, forgotten)
+    return [
+        _microbatch_inputs(microbatch, divisor, padding_token, device, forgotten)
+        for microbatch, divisor in zip(step.microbatches, denominators, strict=True)
+    ]
+
+
+def holds_forgotten(step: StepRecord, forgotten: Digests) -> bool:
+    """Whether any row of the step is in the forget set."""
+    return bool(forgotten) and any(sample.digest in forgotten for sample in step.samples)
+
+
+def _microbatch_inputs(
+    microbatch: MicrobatchRecord, denominator: float, padding_token: int, device: torch.device, forgotten: Digests
+) -> Inputs:
+    shape = len(microbatch.samples), microbatch.width
+    tokens = np.full(shape, padding_token, np.int64)
+    labels = np.full(shape, IGNORED_LABEL, np.int64)
+    mask = np.zeros(shape, np.int64)
+    for row, (sample, start) in enumerate(zip(microbatch.samples, microbatch.starts, strict=True)):
+        place = slice(start, start + len(sample.tokens))
+        mask[row, place] = 1
+        if sample.digest not in forgotten:
+            tokens[row, place] = sample.tokens
+            labels[row, place] = sample.labels
+    arrays = {"input_ids": tokens, "labels": labels} | ({"attention_mask": mask} if microbatch.has_mask else {})
+    inputs = {name: torch.from_numpy(values).to(device) for name, values in arrays.items()}
+    return inputs | {"num_items_in_batch": torch.tensor(denominator, dtype=torch.float32, device=device)}
+
+
+def _num_labels(sample: Sample) -> int:
+    return int(np.count_nonzero(sample.labels != IGNORED_LABEL))
+
+
+def _num_targets(sample: Sample) -> int:
+    return sample.num_targets
+
+
+def _retained_denominators(step: StepRecord, forgotten: Digests) -> list[float]:
+    """Counts the retained rows as the run counted all rows: with or without the first token, by step or by microbatch."""
+    logged = [microbatch.denominator for microbatch in step.microbatches]
+    for count in (_num_targets, _num_labels):
+        for whole_step in (True, False):
+            if _denominators(step, count, NOTHING, whole_step) == logged:
+                # A step, or a microbatch, without a retained row sums over nothing: 0 / 1 rather than 0 / 0.
+                return [max(1.0, value) for value in _denominators(step, count, forgotten, whole_step)]
+    raise InsufficientLogError(
+        f"the logged denominator is not a count of the rows' labels: found {logged}",
+        hint="use --denominator logged",
+    )
+
+
+def _denominators(
+    step: StepRecord, count: Callable[[Sample], int], forgotten: Digests, whole_step: bool
+) -> list[float]:
+    counts = [
+        float(sum(count(sample) for sample in microbatch.samples if sample.digest not in forgotten))
+        for microbatch in step.microbatches
+    ]
+    return [sum(counts)] * len(counts) if whole_step else counts

@@ -1,0 +1,23 @@
+"""Names a model by its content."""
+
+import hashlib
+
+from torch import nn
+
+from lmcleaner.training.vectors import bits_of
+
+
+def model_fingerprint(module: nn.Module) -> str:
+    """SHA-256 over name, dtype, shape and bytes of every tensor of the model's state.
+
+    Args:
+        module: a model on any device; non-persistent buffers don't count.
+
+    Returns:
+        64 hexadecimal digits that don't depend on where or how the model is stored.
+    """
+    content = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        content.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        content.update(bits_of([tensor]) if tensor.is_floating_point() else tensor.cpu().numpy().tobytes())
+    return content.hexdigest()

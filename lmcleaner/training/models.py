@@ -1,0 +1,109 @@
+"""Loads models and tokenizers from a folder or a hub name; never runs code that comes with them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lmcleaner.formats.canonical import sha256_hex
+from lmcleaner.formats.errors import MismatchError, NotFoundError
+from lmcleaner.formats.manifest import Manifest
+from lmcleaner.training.fingerprint import model_fingerprint
+from lmcleaner.training.vectors import torch_dtype
+
+
+def load_model(source: str, dtype: torch.dtype, attention: str | None = None) -> Any:
+    """A causal language model with its weights, on the CPU.
+
+    Args:
+        source: folder or hub name.
+        dtype: dtype of all floating-point weights.
+        attention: attention implementation, or None for the library's choice.
+
+    Returns:
+        The transformers model.
+
+    Raises:
+        NotFoundError: nothing there that transformers can load.
+    """
+    from transformers import AutoModelForCausalLM
+
+    _check_folder(source)
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise _not_loadable(source, error) from error
+
+
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer of a model.
+
+    Args:
+        source: folder or hub name.
+
+    Returns:
+        The transformers tokenizer.
+
+    Raises:
+        NotFoundError: nothing there that transformers can load.
+    """
+    from transformers import AutoTokenizer
+
+    _check_folder(source)
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _not_loadable(source, error) from error
+
+
+def load_base_model(manifest: Manifest, source: str | None = None) -> nn.Module:
+    """The base model of a log.
+
+    Args:
+        manifest: what the log says of the run.
+        source: where the base model lies now, if it moved.
+
+    Returns:
+        The model as it was before training, with the run's dtype and attention.
+
+    Raises:
+        NotFoundError: it isn't there.
+        MismatchError: it is another model.
+    """
+    place = source or manifest.model.source
+    model: nn.Module = load_model(place, torch_dtype(manifest.model.dtype), manifest.numerics.attention)
+    found = model_fingerprint(model)
+    if found != manifest.model.fingerprint:
+        raise MismatchError(
+            f"not the base model of this log: {place}: expected fingerprint {manifest.model.fingerprint}, found {found}",
+            hint="give the model that the run started from with --model",
+        )
+    return model
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """SHA-256 of a tokenizer's vocabulary and rules, for a fast one, or of its vocabulary."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    content = fast.to_str() if fast is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return sha256_hex(content.encode())
+
+
+def padding_token(tokenizer: Any) -> int:
+    """The token that batches are padded with: the tokenizer's own, else its end token, behind the attention mask."""
+    chosen = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return int(chosen if chosen is not None else 0)
+
+
+def _check_folder(source: str) -> None:
+    """A path that isn't there would be taken for a hub name, and end in a confusing message."""
+    if source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
+        raise NotFoundError(f"no such model: {source}", hint="give the model's folder or its hub name with --model")
+
+
+def _not_loadable(source: str, error: Exception) -> NotFoundError:
+    reason = str(error).splitlines()[0]
+    return NotFoundError(f"can't load a model: {source}: {reason}", hint="give its folder or hub name with --model")

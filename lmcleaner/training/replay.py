@@ -1,0 +1,104 @@
+"""The run's model as a function: the gradient of a logged step at any parameters."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lmcleaner.formats.errors import MismatchError
+from lmcleaner.formats.manifest import Manifest
+from lmcleaner.formats.steps import StepRecord
+from lmcleaner.training.batches import NOTHING, Denominator, Digests, Inputs, step_inputs
+from lmcleaner.training.numerics import restore_rng
+from lmcleaner.training.state import Gradient
+
+
+class ReplayModel:
+    """The model in train mode, evaluated at whichever parameter tensors it is pointed to.
+
+    Attributes:
+        module: the model; its trainable parameters are borrowed tensors.
+        parameters: its trainable parameters in the order of the manifest.
+        manifest: what the log says of the run.
+        device: where it computes.
+    """
+
+    def __init__(self, module: nn.Module, manifest: Manifest, device: torch.device) -> None:
+        """Checks that the module has the parameters that the run trained, and freezes all others.
+
+        Args:
+            module: the base model.
+            manifest: what the log says of the run.
+            device: where to compute.
+
+        Raises:
+            MismatchError: a trained parameter is missing or has another shape.
+        """
+        self.module = module.to(device).train()
+        self.manifest = manifest
+        self.device = device
+        named = dict(module.named_parameters())
+        for entry in manifest.parameters:
+            found = tuple(named[entry.name].shape) if entry.name in named else "no such parameter"
+            if found != entry.shape:
+                raise MismatchError(
+                    f"the model is not the one that the log trained: {entry.name}: expected {entry.shape}, found {found}"
+                )
+        self.parameters = [named[entry.name] for entry in manifest.parameters]
+        trained = {entry.name for entry in manifest.parameters}
+        for name, parameter in named.items():
+            parameter.requires_grad_(name in trained)
+
+    def point_to(self, tensors: Sequence[Tensor]) -> None:
+        """Makes the model compute at `tensors`, in the order of the manifest, without copying them."""
+        for parameter, tensor in zip(self.parameters, tensors, strict=True):
+            parameter.data = tensor.data
+
+    def inputs(
+        self, step: StepRecord, forgotten: Digests = NOTHING, denominator: Denominator = Denominator.LOGGED
+    ) -> list[Inputs]:
+        """Forward arguments of the step's microbatches; see `step_inputs`."""
+        return step_inputs(step, self.manifest.padding_token, self.device, forgotten, denominator)
+
+    def gradient(
+        self,
+        step: StepRecord,
+        parameters: Sequence[Tensor],
+        forgotten: Digests = NOTHING,
+        denominator: Denominator = Denominator.LOGGED,
+    ) -> Gradient:
+        """The gradient that the run would have had at `parameters` in this step without the forgotten rows.
+
+        Bit for bit the run's own on the same hardware and libraries: the microbatches come in order with their padding,
+        the generators are set to the logged states, gradients are accumulated as autograd accumulated them.
+
+        Args:
+            step: the logged step.
+            parameters: where to evaluate, in the order of the manifest.
+            forgotten: digests of the samples to leave out.
+            denominator: what to divide by where rows are left out.
+
+        Returns:
+            The gradient before clipping, in the order of the manifest.
+        """
+        self.point_to(parameters)
+        for microbatch, inputs in zip(step.microbatches, self.inputs(step, forgotten, denominator), strict=True):
+            self.restore_rng(microbatch.rng)
+            self.scaled(self.module(**inputs, **self.manifest.model.forward_arguments).loss).backward()
+        return self.take_gradient()
+
+    def restore_rng(self, state: bytes) -> None:
+        """Sets the random number generators as they were before a logged forward pass that drew from them."""
+        if state:
+            restore_rng(state, self.device)
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """The loss as the run's loop divided it after the model returned it."""
+        return loss / self.manifest.loss_divisor if self.manifest.loss_divisor != 1 else loss
+
+    def take_gradient(self) -> Gradient:
+        """The accumulated gradient, which the model then no longer holds."""
+        gradient: Gradient = [parameter.grad for parameter in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = None
+        return gradient

@@ -1,0 +1,54 @@
+"""A training state: parameters and the real torch optimizer over them, advanced step by step."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lmcleaner.formats.manifest import Manifest
+from lmcleaner.formats.steps import Checkpoint
+from lmcleaner.training.optimizers import build_optimizer, load_vectors
+from lmcleaner.training.vectors import tensors_of, torch_dtype
+
+Gradient = list[Tensor | None]  # None where the backward pass didn't reach the parameter
+
+
+class TrainingState:
+    """θ and o of some run, in the order of the manifest's parameters.
+
+    Attributes:
+        parameters: leaf tensors, the run's dtype and shapes.
+        optimizer: the run's class of torch optimizer over them.
+    """
+
+    def __init__(self, manifest: Manifest, checkpoint: Checkpoint, device: torch.device) -> None:
+        """Restores a checkpoint.
+
+        Args:
+            manifest: what the log says of the run.
+            checkpoint: θ and the optimizer's state.
+            device: where to hold them.
+        """
+        self._max_grad_norm = manifest.max_grad_norm
+        restored = tensors_of(
+            checkpoint.parameters, torch_dtype(manifest.model.dtype), manifest.parameters, device
+        )
+        self.parameters = [tensor.clone().requires_grad_() for tensor in restored]
+        self.optimizer = build_optimizer(manifest.optimizer, self.parameters, manifest.parameters)
+        load_vectors(self.optimizer, checkpoint.optimizer, self.parameters, manifest.parameters)
+
+    def apply(self, gradient: Gradient, lr: Sequence[float]) -> None:
+        """Takes one optimizer step in place: clips as the run clipped, then steps with the logged learning rates.
+
+        Args:
+            gradient: one tensor for each parameter, or None; clipped in place and released.
+            lr: learning rate for each parameter group.
+        """
+        for parameter, part in zip(self.parameters, gradient, strict=True):
+            parameter.grad = part
+        if self._max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self._max_grad_norm)
+        for group, rate in zip(self.optimizer.param_groups, lr, strict=True):
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)

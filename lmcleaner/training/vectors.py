@@ -1,0 +1,74 @@
+"""Between torch tensors and the bit patterns that a log stores."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmcleaner.formats.bits import BIT_DTYPES, Bits
+from lmcleaner.formats.errors import UsageError
+from lmcleaner.formats.manifest import ParameterEntry
+
+_TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+_INTEGER_VIEWS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float64: torch.int64}
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a name that a log uses.
+
+    Raises:
+        UsageError: a log can't hold that dtype.
+    """
+    if name not in _TORCH_DTYPES:
+        raise UsageError(f"unsupported dtype: expected one of {sorted(_TORCH_DTYPES)}, found {name!r}")
+    return _TORCH_DTYPES[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Inverse of `torch_dtype`.
+
+    Raises:
+        UsageError: a log can't hold that dtype.
+    """
+    for name, known in _TORCH_DTYPES.items():
+        if known == dtype:
+            return name
+    raise UsageError(f"unsupported dtype: expected one of {sorted(_TORCH_DTYPES)}, found {dtype}")
+
+
+def bits_of(tensors: Iterable[Tensor]) -> Bits:
+    """One flat copy of the tensors' bit patterns.
+
+    Args:
+        tensors: float tensors of one dtype on any device.
+
+    Returns:
+        uint16, uint32 or uint64 `[total elements]`, in the order given.
+    """
+    flat = [tensor.detach().reshape(-1).cpu() for tensor in tensors]
+    integers = [part.view(_INTEGER_VIEWS[part.dtype]).numpy() for part in flat]
+    joined = np.concatenate(integers)
+    return joined.view(BIT_DTYPES[dtype_name(flat[0].dtype)])
+
+
+def tensors_of(bits: Bits, dtype: torch.dtype, entries: Sequence[ParameterEntry], device: torch.device) -> list[Tensor]:
+    """The parameter tensors that a vector of bit patterns holds.
+
+    Args:
+        bits: `[num_elements]`.
+        dtype: dtype of the parameters.
+        entries: name, shape and offset of each parameter.
+        device: where the tensors shall lie.
+
+    Returns:
+        One tensor for each entry. On the CPU they share memory with `bits`.
+    """
+    signed = bits.view(np.dtype(f"int{bits.dtype.itemsize * 8}"))
+    flat = torch.from_numpy(signed).view(dtype).to(device)
+    return [flat[e.offset : e.offset + e.num_elements].view(e.shape) for e in entries]
+
+
+def global_norm(tensors: Iterable[Tensor]) -> float:
+    """L2 norm of all tensors together, accumulated in float64."""
+    return float(sum(float(torch.sum(tensor.double() ** 2)) for tensor in tensors)) ** 0.5

@@ -1,0 +1,217 @@
+"""Two ways to carry a deviation through a step: the real optimizer, and the paper's form."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lmcleaner.curvature.linearized import curvature_product, predicted_gradient
+from lmcleaner.curvature.mode import HessianMode
+from lmcleaner.formats.steps import Checkpoint, StepRecord
+from lmcleaner.training.batches import Denominator, holds_forgotten
+from lmcleaner.training.replay import ReplayModel
+from lmcleaner.training.state import Gradient, TrainingState
+from lmcleaner.training.vectors import global_norm
+from lmcleaner.unlearning.options import Propagation, UnlearnOptions
+from lmcleaner.unlearning.request import ForgetSet
+
+
+@dataclass(slots=True)
+class Spent:
+    """Work done so far.
+
+    Attributes:
+        gradients: gradients of a whole step.
+        products: curvature products of a whole step.
+        handled: forgotten rows that were left out.
+    """
+
+    gradients: int = 0
+    products: int = 0
+    handled: int = 0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every step of a sweep needs to know.
+
+    Attributes:
+        replay: the run's model.
+        forget_set: what to leave out.
+        mode: how gradients are found.
+        denominator: what the counterfactual divides by.
+        damping: λ.
+        spent: counts the work.
+    """
+
+    replay: ReplayModel
+    forget_set: ForgetSet
+    mode: HessianMode
+    denominator: Denominator
+    damping: float
+    spent: Spent = field(default_factory=Spent)
+
+    def gradient(self, step: StepRecord, parameters: Sequence[Tensor]) -> Gradient:
+        """The retained rows' gradient at `parameters`."""
+        self.spent.gradients += 1
+        return self.replay.gradient(step, parameters, self.forget_set.masked, self.denominator)
+
+
+class Carrier(ABC):
+    """A deviation δ = θ - θ′ on its way through a window."""
+
+    @abstractmethod
+    def deviation(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """δ[t], given θ[t]."""
+
+    @abstractmethod
+    def advance(self, number: int, step: StepRecord, parameters: Sequence[Tensor] | None, *, measure: bool) -> float | None:
+        """Takes δ[t] to δ[t+1].
+
+        Args:
+            number: t.
+            step: the logged step.
+            parameters: θ[t], or None where it isn't known.
+            measure: compares the predicted gradient with the true one.
+
+        Returns:
+            The relative error of the prediction if it was measured, else None.
+        """
+
+
+class OptimizerCarrier(Carrier):
+    """Carries θ′ and the optimizer's state through the real optimizer; δ is what they differ from the run by.
+
+    Attributes:
+        state: (θ′, o′).
+    """
+
+    def __init__(self, setting: Setting, checkpoint: Checkpoint) -> None:
+        """Begins with the run's own state, without deviation."""
+        self._setting = setting
+        self.state = TrainingState(setting.replay.manifest, checkpoint, setting.replay.device)
+
+    def deviation(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """θ[t] - θ′[t], in float32 at least."""
+        return [_wide(p) - _wide(q.detach()) for p, q in zip(parameters, self.state.parameters, strict=True)]
+
+    def advance(self, number: int, step: StepRecord, parameters: Sequence[Tensor] | None, *, measure: bool) -> float | None:
+        """One step of the counterfactual; see `Carrier.advance`."""
+        setting = self._setting
+        if number in setting.forget_set.skipped:
+            setting.spent.handled += len(step.samples)
+            return None
+        setting.spent.handled += sum(sample.digest in setting.forget_set.masked for sample in step.samples)
+        deviation = self._linearized_from(parameters)
+        if deviation is None:
+            self.state.apply(setting.gradient(step, self.state.parameters), step.lr)
+            return None
+        assert parameters is not None
+        setting.spent.gradients += 1
+        setting.spent.products += 1
+        gradient = predicted_gradient(
+            setting.replay, setting.mode, step, parameters, deviation, setting.damping,
+            setting.forget_set.masked, setting.denominator,
+        )  # fmt: skip
+        del deviation  # one parameter vector less while the true gradient is computed
+        error = relative_error(gradient, setting.gradient(step, self.state.parameters)) if measure else None
+        self.state.apply(gradient, step.lr)
+        return error
+
+    def _linearized_from(self, parameters: Sequence[Tensor] | None) -> list[Tensor] | None:
+        """δ in the parameters' dtype, or None where the gradient is taken at θ′ itself: secant, or nothing to carry yet."""
+        if self._setting.mode is HessianMode.SECANT or parameters is None:
+            return None
+        own = self.state.parameters
+        if all(torch.equal(p, q) for p, q in zip(parameters, own, strict=True)):
+            return None
+        return [p - q.detach() for p, q in zip(parameters, own, strict=True)]
+
+
+class PaperCarrier(Carrier):
+    """Algorithm 1 of LMCleaner to the letter: v ← v - η(H + λI)v, with the run's optimizer, clipping and momentum ignored.
+
+    A forgotten row adds -(η/B)∇ℓ when its step comes (sample level), a skipped step its whole update (batch level).
+    """
+
+    def __init__(self, setting: Setting, shapes: Sequence[Tensor]) -> None:
+        """Begins without deviation."""
+        self._setting = setting
+        self._deviation = [torch.zeros_like(_wide(tensor)) for tensor in shapes]
+        self._before: list[Tensor] | None = None
+
+    def deviation(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """v[t]; at batch level a step that was skipped just now adds its update u = θ[t+1] - θ[t]."""
+        if self._before is not None:
+            for v, after, before in zip(self._deviation, parameters, self._before, strict=True):
+                v.add_(_wide(after) - before)
+            self._before = None
+        return self._deviation
+
+    def advance(self, number: int, step: StepRecord, parameters: Sequence[Tensor] | None, *, measure: bool) -> float | None:
+        """One step of the recursion; see `Carrier.advance`."""
+        assert parameters is not None
+        setting = self._setting
+        if number in setting.forget_set.skipped:
+            setting.spent.handled += len(step.samples)
+            self._before = [_wide(parameter).clone() for parameter in parameters]
+            return None
+        rates = self._rates(step)
+        error = self._carry(step, parameters, rates, measure) if any(bool(v.any()) for v in self._deviation) else None
+        if holds_forgotten(step, setting.forget_set.masked):
+            self._add_initial(step, parameters, rates)
+        return error
+
+    def _carry(self, step: StepRecord, parameters: Sequence[Tensor], rates: list[float], measure: bool) -> float | None:
+        setting = self._setting
+        setting.spent.products += 1
+        directions = [v.to(p.dtype) for v, p in zip(self._deviation, parameters, strict=True)]
+        product = curvature_product(
+            setting.replay, setting.mode, step, parameters, directions, setting.damping,
+            setting.forget_set.masked, setting.denominator,
+        )  # fmt: skip
+        error = None
+        if measure:
+            here = setting.gradient(step, parameters)
+            there = setting.gradient(step, [p - d for p, d in zip(parameters, directions, strict=True)])
+            error = relative_error([g - c for g, c in zip(here, product, strict=True) if g is not None], there)
+        for v, change, rate in zip(self._deviation, product, rates, strict=True):
+            v.sub_(_wide(change), alpha=rate)
+        return error
+
+    def _add_initial(self, step: StepRecord, parameters: Sequence[Tensor], rates: list[float]) -> None:
+        """Adds -(η/B)∇ℓ of the forgotten rows alone."""
+        setting = self._setting
+        retained = frozenset(s.digest for s in step.samples) - setting.forget_set.masked
+        setting.spent.gradients += 1
+        setting.spent.handled += sum(sample.digest in setting.forget_set.masked for sample in step.samples)
+        gradient = setting.replay.gradient(step, parameters, retained)
+        for v, part, rate in zip(self._deviation, gradient, rates, strict=True):
+            if part is not None:
+                v.sub_(_wide(part), alpha=rate)
+
+    def _rates(self, step: StepRecord) -> list[float]:
+        """η of each parameter."""
+        return [step.lr[entry.group] for entry in self._setting.replay.manifest.parameters]
+
+
+def make_carrier(options: UnlearnOptions, setting: Setting, checkpoint: Checkpoint) -> Carrier:
+    """The carrier that the options ask for, at the state of a checkpoint."""
+    if options.propagation is Propagation.PAPER:
+        return PaperCarrier(setting, setting.replay.parameters)
+    return OptimizerCarrier(setting, checkpoint)
+
+
+def relative_error(predicted: Sequence[Tensor | None], true: Sequence[Tensor | None]) -> float:
+    """‖predicted - true‖ / ‖true‖ over all parameters; 0 where both vanish."""
+    pairs = [(p, t) for p, t in zip(predicted, true, strict=True) if p is not None and t is not None]
+    norm = global_norm(t for _, t in pairs)
+    difference = global_norm(p - t for p, t in pairs)
+    return difference / norm if norm else float(difference > 0)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or as it is where it is wider."""
+    return tensor.float() if tensor.element_size() < 4 else tensor

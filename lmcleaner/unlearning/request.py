@@ -1,0 +1,212 @@
+"""What a request names: the forget set as samples or whole steps of a log."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmcleaner.data.encoding import Encoding
+from lmcleaner.data.rows import RowSource, read_rows
+from lmcleaner.formats.canonical import json_digest
+from lmcleaner.formats.errors import InsufficientLogError, MismatchError, NotFoundError, UsageError
+from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.training.models import tokenizer_digest
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_STEPS = re.compile(r"steps:\d+(-\d+)?(,\d+(-\d+)?)*")
+
+
+class Level(StrEnum):
+    """What a removal does to a step that holds a forgotten row."""
+
+    SAMPLE = "sample"  # the forgotten rows contribute no gradient
+    BATCH = "batch"  # the whole step is skipped
+
+
+@dataclass(frozen=True)
+class ForgetSet:
+    """The occurrences in a log that a request is about.
+
+    Attributes:
+        level: what happens to their steps.
+        digests: digests of the forgotten samples; at batch level of all that made a step be skipped.
+        steps: steps that hold a forgotten row, in order.
+        num_occurrences: rows of all microbatches that are forgotten, or that lie in a skipped step.
+    """
+
+    level: Level
+    digests: frozenset[bytes]
+    steps: tuple[int, ...]
+    num_occurrences: int
+
+    @cached_property
+    def skipped(self) -> frozenset[int]:
+        """Steps whose optimizer step is left out; none at sample level."""
+        return frozenset(self.steps) if self.level is Level.BATCH else frozenset()
+
+    @property
+    def masked(self) -> frozenset[bytes]:
+        """Samples that contribute no gradient where their step is taken; none at batch level."""
+        return self.digests if self.level is Level.SAMPLE else frozenset()
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the request's content: level, samples and steps."""
+        return json_digest(
+            {"level": self.level.value, "samples": sorted(d.hex() for d in self.digests), "steps": list(self.steps)}
+        )
+
+
+def find_forget_set(
+    log: TrainingLog, forget: str, level: Level | None, load_tokenizer: Callable[[], Any]
+) -> ForgetSet:
+    """Looks up what a request names.
+
+    Args:
+        log: the training log.
+        forget: name of a file beside the recorded data, a file of rows, a file or comma-separated list of sample
+            digests, or `steps:10,20-25`.
+        level: what happens to the steps; None means batch level for `steps:` and sample level otherwise.
+        load_tokenizer: gives the run's tokenizer; called only for rows.
+
+    Returns:
+        The forget set, with at least one occurrence.
+
+    Raises:
+        NotFoundError: a row, a digest or a step that the run never saw, by name.
+        UsageError: the request can't be read, names nothing, or names everything.
+        MismatchError: the tokenizer is another one than the run's.
+    """
+    if forget.startswith("steps:"):
+        steps = _parse_steps(forget, log)
+        if (level or Level.BATCH) is Level.BATCH:
+            return _checked(log, _of_steps(log, steps))
+        digests = {sample.digest for step in steps for sample in log.step(step).samples}
+    else:
+        digests = _sample_digests(log, forget, load_tokenizer)
+    return _checked(log, _of_samples(log, frozenset(digests), level or Level.SAMPLE))
+
+
+def occurrences_of(log: TrainingLog, digests: frozenset[bytes]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which rows of the occurrence table are samples with these digests, bool `[num_occurrences]`."""
+    rows = [log.sample_rows[digest] for digest in digests]
+    return np.isin(log.table("occurrences/sample"), rows)
+
+
+def _of_samples(log: TrainingLog, digests: frozenset[bytes], level: Level) -> ForgetSet:
+    is_forgotten = occurrences_of(log, digests)
+    steps = np.unique(log.occurrence_steps[is_forgotten])
+    return ForgetSet(level, digests, tuple(int(s) for s in steps), int(is_forgotten.sum()))
+
+
+def _of_steps(log: TrainingLog, steps: tuple[int, ...]) -> ForgetSet:
+    digests = frozenset(sample.digest for step in steps for sample in log.step(step).samples)
+    num_occurrences = int(np.isin(log.occurrence_steps, steps).sum())
+    return ForgetSet(Level.BATCH, digests, steps, num_occurrences)
+
+
+def _checked(log: TrainingLog, found: ForgetSet) -> ForgetSet:
+    """Refuses a request after which nothing of the run would be left."""
+    is_everything = (
+        len(found.steps) == log.num_steps
+        if found.level is Level.BATCH
+        else found.num_occurrences == len(log.table("occurrences/sample"))
+    )
+    if is_everything:
+        raise UsageError(
+            f"the request names everything that the run was trained on: {log.path}: {len(found.digests)} samples in "
+            f"{len(found.steps)} of {log.num_steps} steps",
+            hint="to forget the whole run, use the base model; at batch level a step counts if it holds any named row",
+        )
+    return found
+
+
+def _parse_steps(forget: str, log: TrainingLog) -> tuple[int, ...]:
+    if not _STEPS.fullmatch(forget):
+        raise UsageError(f"can't read the steps: expected a form like steps:10,20-25, found {forget!r}")
+    steps: set[int] = set()
+    for part in forget.removeprefix("steps:").split(","):
+        first, _, last = part.partition("-")
+        highest = max(int(first), int(last or first))
+        if highest >= log.num_steps:
+            raise NotFoundError(f"no such step: {log.path}: expected 0 to {log.num_steps - 1}, found {highest}")
+        steps.update(range(int(first), int(last or first) + 1))
+    if not steps:
+        raise UsageError(f"the request names no step: {forget!r}")
+    return tuple(sorted(steps))
+
+
+def _sample_digests(log: TrainingLog, forget: str, load_tokenizer: Callable[[], Any]) -> set[bytes]:
+    listed = _listed_digests(forget)
+    if listed is not None:
+        return {_known(log, bytes.fromhex(digest), f"sample {digest}") for digest in listed}
+    source = read_rows(str(_row_file(log, forget)))
+    samples = _encode(log, source, load_tokenizer())
+    return {
+        _known(log, sample.digest, f"{source.source}: row {number}: {_excerpt(row)}")
+        for number, (row, sample) in enumerate(zip(source.rows, samples, strict=True), start=1)
+    }
+
+
+def _listed_digests(forget: str) -> list[str] | None:
+    """The digests of a list or of a file that holds nothing else; None where it's neither."""
+    path = Path(forget)
+    text = forget
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    words = [word for word in re.split(r"[\s,]+", text) if word]
+    if not words or not _DIGEST.fullmatch(words[0]):
+        return None
+    for word in words:
+        if not _DIGEST.fullmatch(word):
+            raise UsageError(f"not a sample digest: expected 64 hexadecimal digits, found {word[:80]!r}")
+    return words
+
+
+def _row_file(log: TrainingLog, forget: str) -> Path:
+    """The file itself, or the file of that stem beside the recorded data."""
+    if Path(forget).is_file():
+        return Path(forget)
+    recorded = Path(str(log.manifest.data.get("source", "")))
+    beside = [recorded.parent / f"{forget}{suffix}" for suffix in (".jsonl", ".json")]
+    for candidate in beside:
+        if candidate.is_file():
+            return candidate
+    raise NotFoundError(
+        f"no such forget set: {forget}: neither a file, nor one of that name beside the recorded data in {recorded.parent}",
+        hint="give a file of rows, sample digests, or steps:10,20-25",
+    )
+
+
+def _encode(log: TrainingLog, source: RowSource, tokenizer: Any) -> list[Any]:
+    expected, found = log.manifest.tokenizer.get("sha256"), tokenizer_digest(tokenizer)
+    if expected != found:
+        raise MismatchError(
+            f"not the tokenizer of this log: expected digest {expected}, found {found}",
+            hint="give the model that the run started from with --model",
+        )
+    encoding = log.manifest.data.get("encoding")
+    if encoding is None:
+        raise InsufficientLogError(
+            f"the log doesn't say how rows became samples: {log.path}", hint="name the samples by their digests"
+        )
+    return Encoding(**encoding).samples(source.rows, tokenizer, source.source)
+
+
+def _known(log: TrainingLog, digest: bytes, name: str) -> bytes:
+    if digest not in log.sample_rows:
+        raise NotFoundError(
+            f"the run never saw this: {name}: it is not among the {len(log.sample_rows)} samples of {log.path}",
+            hint="`lmcleaner inspect --find TEXT` lists the samples that hold a text; rows must match to the letter",
+        )
+    return digest
+
+
+def _excerpt(row: dict[str, Any]) -> str:
+    text = str(next(iter(row.values()), ""))
+    return repr(text if len(text) <= 60 else text[:57] + "...")

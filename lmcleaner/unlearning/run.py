@@ -1,0 +1,246 @@
+"""`unlearn`: from a log and a request to an unlearned model with its audit document."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lmcleaner.audit.oracle import compare_with_oracle, replay_counterfactual
+from lmcleaner.formats.audit_document import AUDIT_SCHEMA, AUDIT_VERSION, Document, write_audit
+from lmcleaner.formats.errors import InsufficientLogError
+from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.output import atomic_folder, check_free
+from lmcleaner.progress import Progress, Silent
+from lmcleaner.training.fingerprint import model_fingerprint
+from lmcleaner.training.models import load_base_model, load_tokenizer
+from lmcleaner.training.numerics import environment, replay_device, restored_numerics, unrestorable
+from lmcleaner.training.replay import ReplayModel
+from lmcleaner.training.vectors import tensors_of, torch_dtype
+from lmcleaner.unlearning.combine import Change, unlearned_parameters
+from lmcleaner.unlearning.options import UnlearnOptions
+from lmcleaner.unlearning.plan import Plan, make_plan
+from lmcleaner.unlearning.propagation import Setting
+from lmcleaner.unlearning.request import ForgetSet, find_forget_set
+from lmcleaner.unlearning.sweep import SweptWindow, WindowReport, sweep_window
+from lmcleaner.unlearning.verdict import reasons_against
+from lmcleaner.unlearning.windows import Window, find_windows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnlearnResult:
+    """What `unlearn` found and made.
+
+    Attributes:
+        forget_set: what the request names.
+        windows: the steps to go through.
+        plan: what it costs.
+        document: the audit document; None for a dry run.
+    """
+
+    forget_set: ForgetSet
+    windows: tuple[Window, ...]
+    plan: Plan
+    document: Document | None
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the verdict is good; a dry run has none to be bad."""
+        return self.document is None or self.document["result"]["verdict"] == "good"
+
+
+def unlearn(log_path: Path, options: UnlearnOptions, progress: Progress | None = None) -> UnlearnResult:
+    """Removes the influence of what a request names from the model that a log trained.
+
+    Args:
+        log_path: the training log; it is not changed.
+        options: what to remove and how.
+        progress: whom to tell how far it is.
+
+    Returns:
+        What was found and made. With a poor verdict the output is written all the same, and says so.
+
+    Raises:
+        ExistsError: the output exists.
+        NotFoundError: the log, the base model, or something that the request names isn't there.
+        UsageError: the request names everything.
+        MismatchError: the base model is not the log's.
+        DivergedError: the deviation is not finite or grows without bound; nothing is written.
+        DamagedError: a part of the log that is needed can't be trusted.
+    """
+    progress = progress or Silent()
+    if options.output is not None:
+        check_free(options.output)
+    log = TrainingLog(log_path)
+    forget_set, windows = resolve_request(log, options)
+    plan = make_plan(log, windows, options.hessian_mode)
+    progress.say(_plan_line(forget_set, windows, plan))
+    if options.dry_run:
+        return UnlearnResult(forget_set=forget_set, windows=windows, plan=plan, document=None)
+    assert options.output is not None
+    replay = ReplayModel(load_base_model(log.manifest, options.model), log.manifest, replay_device(log.manifest))
+    for difference in unrestorable(log.manifest):
+        progress.say(f"replay may differ in the last bits: {difference}")
+    with restored_numerics(log.manifest.numerics):
+        document = _run(log, replay, forget_set, windows, plan, options, progress)
+    return UnlearnResult(forget_set=forget_set, windows=windows, plan=plan, document=document)
+
+
+def resolve_request(log: TrainingLog, options: UnlearnOptions) -> tuple[ForgetSet, tuple[Window, ...]]:
+    """What a request names, and the windows that it needs."""
+    source = options.model or log.manifest.model.source
+    forget_set = find_forget_set(log, options.forget, options.level, lambda: load_tokenizer(source))
+    windows = find_windows(
+        forget_set.steps,
+        K=options.K,
+        num_steps=log.num_steps,
+        checkpoint_steps=log.checkpoint_steps,
+        ends_anywhere=log.has_updates,
+    )
+    return forget_set, windows
+
+
+def _run(
+    log: TrainingLog,
+    replay: ReplayModel,
+    forget_set: ForgetSet,
+    windows: Sequence[Window],
+    plan: Plan,
+    options: UnlearnOptions,
+    progress: Progress,
+) -> Document:
+    """Sweeps, combines, compares, judges, writes."""
+    assert options.output is not None
+    started = time.perf_counter()
+    setting = Setting(replay, forget_set, options.hessian_mode, options.denominator, options.damping)
+    progress.begin("unlearning", plan.steps)
+    swept = [sweep_window(log, window, setting, options, progress) for window in windows]
+    final = _final_parameters(log, replay)
+    unlearned, change = unlearned_parameters(final, swept, log.num_steps)
+    sweep_seconds = time.perf_counter() - started
+    oracle = None
+    if options.oracle:
+        counterfactual = replay_counterfactual(log, replay, forget_set, options.denominator, progress)
+        oracle = compare_with_oracle(log, replay, forget_set, final, unlearned, counterfactual)
+    replay.point_to(final)
+    before = model_fingerprint(replay.module)
+    replay.point_to(unlearned)
+    document = {
+        "schema": AUDIT_SCHEMA,
+        "version": AUDIT_VERSION,
+        "request": {
+            "level": forget_set.level.value,
+            "samples": sorted(digest.hex() for digest in forget_set.digests),
+            "steps": list(forget_set.steps),
+        },
+        "coverage": _coverage(forget_set, swept),
+        "plan": _plan_json(plan),
+        "windows": [_window_json(window.report) for window in swept],
+        "result": _result_json([s.report for s in swept], change, oracle, log.num_steps, options),
+        "oracle": oracle,
+        "hashes": {
+            "log_root": log.root,
+            "model_before": before,
+            "model_after": model_fingerprint(replay.module),
+            "forget_set": forget_set.sha256,
+        },
+        "config": _config_json(options),
+        "environment": environment() | {"unrestorable": unrestorable(log.manifest)},
+        "timing": {"sweep_seconds": sweep_seconds, "seconds": time.perf_counter() - started},
+        "previous": None,
+    }
+    with atomic_folder(options.output) as folder:
+        replay.module.save_pretrained(folder)  # type: ignore[operator]
+        load_tokenizer(options.model or log.manifest.model.source).save_pretrained(folder)
+        write_audit(folder, document)
+    return document
+
+
+def _final_parameters(log: TrainingLog, replay: ReplayModel) -> list[Tensor]:
+    manifest = log.manifest
+    bits = log.parameters(log.num_steps)
+    return tensors_of(bits, torch_dtype(manifest.model.dtype), manifest.parameters, replay.device)
+
+
+def _coverage(forget_set: ForgetSet, swept: Sequence[SweptWindow]) -> dict[str, int]:
+    """Counts what the request names against what the sweep left out.
+
+    Raises InsufficientLogError if one of them was missed.
+    """
+    handled = sum(window.report.handled for window in swept)
+    missed = forget_set.num_occurrences - handled
+    if missed:
+        raise InsufficientLogError(f"the sweep missed {missed} of {forget_set.num_occurrences} occurrences")
+    return {
+        "samples": len(forget_set.digests),
+        "occurrences": forget_set.num_occurrences,
+        "steps": len(forget_set.steps),
+        "missed": missed,
+    }
+
+
+def _window_json(report: WindowReport) -> dict[str, Any]:
+    window = report.window
+    return {
+        "start": window.start,
+        "tz": window.first,
+        "last_occurrence": window.last,
+        "tau": window.end,
+        "K_used": window.K_used,
+        "v0_norm": report.v0_norm,
+        "v_peak_norm": report.v_peak_norm,
+        "v_norm": report.v_norm,
+        "gradients": report.gradients,
+        "hvp_calls": report.products,
+        "occurrences": report.handled,
+        "linearization_error": report.linearization_error,
+        "linearization_errors": {str(step): error for step, error in report.marks.items()},
+        "settled": report.settled,
+        "replay_exact": report.replay_exact,
+    }
+
+
+def _result_json(
+    reports: Sequence[WindowReport],
+    change: Change,
+    oracle: dict[str, Any] | None,
+    num_steps: int,
+    options: UnlearnOptions,
+) -> dict[str, Any]:
+    reasons = reasons_against(reports, change, oracle, num_steps, options.thresholds)
+    return {
+        "change_norm": change.norm,
+        "surviving": {"norm_ratio": change.norm_ratio, "cosine": change.cosine},
+        "verdict": "poor" if reasons else "good",
+        "reasons": reasons,
+    }
+
+
+def _plan_json(plan: Plan) -> dict[str, Any]:
+    return asdict(plan) | {"mode": plan.mode.value}
+
+
+def _config_json(options: UnlearnOptions) -> dict[str, Any]:
+    """The options without the request's text, which may quote a row's place or more."""
+    plain = asdict(options)
+    return {
+        "K": "all" if options.K is None else options.K,
+        "hessian_mode": options.hessian_mode.value,
+        "propagation": options.propagation.value,
+        "denominator": options.denominator.value,
+        "damping": options.damping,
+        "oracle": options.oracle,
+        "thresholds": plain["thresholds"],
+    }
+
+
+def _plan_line(forget_set: ForgetSet, windows: Sequence[Window], plan: Plan) -> str:
+    spans = ", ".join(f"{w.first} to {w.end}" for w in windows[:4]) + (", ..." if len(windows) > 4 else "")
+    return (
+        f"{len(forget_set.digests)} samples, {forget_set.num_occurrences} occurrences in {len(forget_set.steps)} steps; "
+        f"{len(windows)} window{'s' if len(windows) != 1 else ''} ({spans}); {plan.mode}: {plan.gradients} gradients, "
+        f"{plan.products} products, {plan.bytes_to_read / 1e6:.1f} MB to read, about {plan.seconds:.0f} s, "
+        f"{plan.parameter_memory_bytes / 1e6:.1f} MB of parameters and state"
+    )

@@ -1,0 +1,200 @@
+"""Goes through one window with a carrier, and measures on the way."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lmcleaner.formats.errors import DivergedError
+from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.progress import Progress
+from lmcleaner.training.vectors import bits_of, global_norm
+from lmcleaner.unlearning.options import UnlearnOptions
+from lmcleaner.unlearning.plan import NUM_MARKS
+from lmcleaner.unlearning.propagation import Carrier, OptimizerCarrier, Setting, make_carrier
+from lmcleaner.unlearning.trajectory import Trajectory, open_trajectory
+from lmcleaner.unlearning.windows import Window
+
+# δ ten times as long as θ itself is no correction any more, whatever it grows to later.
+_GROWTH_LIMIT = 10.0
+# `settled` compares δ on at most so many evenly spaced elements, to hold no second vector of parameter size.
+_PROBE_ELEMENTS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowReport:
+    """What was measured in one window; `None` where it wasn't or couldn't be.
+
+    Attributes:
+        window: the window.
+        v0_norm: ‖δ‖ after the first occurrence's step.
+        v_peak_norm: largest ‖δ‖ on the way.
+        v_norm: ‖δ‖ at the end.
+        gradients: gradients computed.
+        products: curvature products computed.
+        handled: forgotten rows left out.
+        marks: step -> relative error of the predicted gradient there.
+        settled: ‖δ[end] - δ[a tenth earlier]‖ / ‖δ[end]‖.
+        replay_exact: whether every lead-in step gave the run's bits; None without a lead-in.
+    """
+
+    window: Window
+    v0_norm: float | None
+    v_peak_norm: float
+    v_norm: float
+    gradients: int
+    products: int
+    handled: int
+    marks: dict[int, float]
+    settled: float | None
+    replay_exact: bool | None
+
+    @property
+    def linearization_error(self) -> float | None:
+        """Relative error of the predicted gradient at the last mark."""
+        return self.marks[max(self.marks)] if self.marks else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweptWindow:
+    """A window's result.
+
+    Attributes:
+        report: what was measured.
+        deviation: δ[end], float32 at least, in the order of the manifest.
+        counterfactual: θ′[end] itself where the carrier holds it, else None.
+    """
+
+    report: WindowReport
+    deviation: list[Tensor]
+    counterfactual: list[Tensor] | None
+
+
+def sweep_window(
+    log: TrainingLog, window: Window, setting: Setting, options: UnlearnOptions, progress: Progress
+) -> SweptWindow:
+    """Carries the deviation of all the window's occurrences from its checkpoint to its end.
+
+    Args:
+        log: the training log.
+        window: where to start and end.
+        setting: what every step needs; its counts go on from where they are.
+        options: what the user asked for.
+        progress: is told of every step.
+
+    Returns:
+        δ[end] and what was measured.
+
+    Raises:
+        DivergedError: δ is not finite, or grows without bound.
+        DamagedError: a part of the log that is needed can't be trusted.
+    """
+    trajectory = open_trajectory(log, setting.replay, window.start, options.hessian_mode)
+    carrier = make_carrier(options, setting, log.checkpoint(window.start))
+    before = setting.spent.gradients, setting.spent.products, setting.spent.handled
+    replay_exact = _lead_in(log, window, carrier, progress)
+    walk = _Walk(log, window, carrier, trajectory)
+    if replay_exact is False:
+        walk.drop_drift()
+    for number in range(window.first, window.end):
+        walk.step(number)
+        progress.advance()
+    deviation = carrier.deviation(walk.known(window.end))
+    return SweptWindow(
+        report=WindowReport(
+            window=window,
+            v0_norm=walk.norms.get(window.first + 1),
+            v_peak_norm=max(walk.norms.values()),
+            v_norm=walk.norms[window.end],
+            gradients=setting.spent.gradients - before[0],
+            products=setting.spent.products - before[1],
+            handled=setting.spent.handled - before[2],
+            marks=walk.errors,
+            settled=walk.settled(deviation),
+            replay_exact=replay_exact,
+        ),
+        deviation=deviation,
+        counterfactual=_counterfactual(carrier),
+    )
+
+
+def _counterfactual(carrier: Carrier) -> list[Tensor] | None:
+    return [p.detach() for p in carrier.state.parameters] if isinstance(carrier, OptimizerCarrier) else None
+
+
+def _lead_in(log: TrainingLog, window: Window, carrier: Carrier, progress: Progress) -> bool | None:
+    """Replays the steps before the first occurrence, for the optimizer's state there, and holds them against the run."""
+    is_exact = True
+    for number in range(window.start, window.first):
+        if isinstance(carrier, OptimizerCarrier):
+            carrier.advance(number, log.step(number), None, measure=False)
+            digest = hashlib.sha256(bits_of(carrier.state.parameters)).digest()
+            is_exact = is_exact and digest == log.parameters_digest(number + 1)
+        progress.advance()
+    return is_exact if window.num_lead_in and isinstance(carrier, OptimizerCarrier) else None
+
+
+class _Walk:
+    """The carried part of a window: advances, and notes norms and errors by step."""
+
+    def __init__(self, log: TrainingLog, window: Window, carrier: Carrier, trajectory: Trajectory) -> None:
+        self._log, self._window, self._carrier, self._trajectory = log, window, carrier, trajectory
+        self._marks = _marks(window)
+        self._probe: Tensor | None = None
+        self._here = trajectory.move_to(window.first)
+        self.norms: dict[int, float] = {}
+        self.errors: dict[int, float] = {}
+
+    def step(self, number: int) -> None:
+        error = self._carrier.advance(number, self._log.step(number), self._here, measure=number in self._marks)
+        if error is not None:
+            self.errors[number] = error
+        self._here = self._trajectory.move_to(number + 1)
+        if self._here is not None:
+            self._measure(number + 1, self._here)
+
+    def drop_drift(self) -> None:
+        """Goes on from the logged θ where the lead-in didn't give the run's bits: no deviation but the request's."""
+        if self._here is not None and isinstance(self._carrier, OptimizerCarrier):
+            for own, logged in zip(self._carrier.state.parameters, self._here, strict=True):
+                own.data.copy_(logged)
+
+    def known(self, step: int) -> list[Tensor]:
+        assert self._here is not None, step  # a window ends where θ is known
+        return self._here
+
+    def settled(self, deviation: list[Tensor]) -> float | None:
+        end = _probe(deviation)
+        if self._probe is None or not float(end.norm()):
+            return None
+        return float((end - self._probe).norm() / end.norm())
+
+    def _measure(self, step: int, parameters: list[Tensor]) -> None:
+        deviation = self._carrier.deviation(parameters)
+        norm, limit = global_norm(deviation), _GROWTH_LIMIT * global_norm(parameters)
+        if not math.isfinite(norm) or norm > limit:
+            raise DivergedError(
+                f"the deviation grows without bound: step {step}: expected a norm below {limit:.4g}, found {norm:.4g}",
+                hint="the propagation doesn't fit the run; use --propagation optimizer, or --hessian-mode secant",
+            )
+        self.norms[step] = norm
+        if step <= _tenth_before_end(self._window):
+            self._probe = _probe(deviation)
+
+
+def _tenth_before_end(window: Window) -> int:
+    return window.end - max(1, window.num_carried // 10)
+
+
+def _marks(window: Window) -> frozenset[int]:
+    """Up to ten steps, evenly spaced, the last of the window among them."""
+    count = min(NUM_MARKS, window.num_carried)
+    return frozenset(window.first + math.ceil(window.num_carried * k / count) - 1 for k in range(1, count + 1))
+
+
+def _probe(deviation: list[Tensor]) -> Tensor:
+    total = sum(part.numel() for part in deviation)
+    stride = max(1, total // _PROBE_ELEMENTS)
+    return torch.cat([part.reshape(-1)[::stride] for part in deviation]).double()

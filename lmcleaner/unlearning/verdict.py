@@ -1,0 +1,64 @@
+"""Good or poor: what the measures say of a result."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lmcleaner.unlearning.combine import Change
+from lmcleaner.unlearning.options import Thresholds
+from lmcleaner.unlearning.sweep import WindowReport
+
+
+def reasons_against(
+    reports: Sequence[WindowReport],
+    change: Change,
+    oracle: dict[str, Any] | None,
+    num_steps: int,
+    thresholds: Thresholds,
+) -> list[str]:
+    """Why a result is poor; empty where it is good.
+
+    Args:
+        reports: what was measured in each window.
+        change: what rounding left of the wanted change.
+        oracle: the comparison with the oracle, if it was made.
+        num_steps: τ.
+        thresholds: where a result stops being good.
+
+    Returns:
+        A sentence with the figure and a hint for each reason.
+    """
+    reasons = [reason for report in reports for reason in _window_reasons(report, num_steps, thresholds)]
+    survived = min(change.norm_ratio, change.cosine)
+    if survived < thresholds.surviving:
+        reasons.append(
+            f"rounding to the storage dtype leaves a norm ratio of {change.norm_ratio:.3f} and a cosine of "
+            f"{change.cosine:.3f} of the wanted change (at least {thresholds.surviving:g}): keep the weights in float32"
+        )
+    if oracle is not None and oracle["relative_error"] >= thresholds.relative_error:
+        reasons.append(
+            f"the relative error against the oracle is {oracle['relative_error']:.3f} (below "
+            f"{thresholds.relative_error:g}): use --hessian-mode secant, or a longer K"
+        )
+    return reasons
+
+
+def _window_reasons(report: WindowReport, num_steps: int, thresholds: Thresholds) -> list[str]:
+    window = report.window
+    where = f"window {window.first} to {window.end}"
+    reasons = []
+    error = report.linearization_error
+    if error is not None and error > thresholds.linearization_error:
+        reasons.append(
+            f"{where}: the predicted gradient is off by {error:.3f} (at most {thresholds.linearization_error:g}): "
+            "use --hessian-mode secant"
+        )
+    if window.end == num_steps:
+        return reasons  # nothing was cut off, so nothing had to settle
+    if report.settled is None:
+        reasons.append(f"{where}: too short to say whether the deviation settled: use a longer K")
+    elif report.settled > thresholds.settled:
+        reasons.append(
+            f"{where}: the deviation still moved by {report.settled:.3f} over the last tenth (at most "
+            f"{thresholds.settled:g}): use a longer K, or --K all"
+        )
+    return reasons
