@@ -1,0 +1,109 @@
+"""Records fine-tuning runs, removes the influence of training samples from the model, and proves what it did.
+
+Names load on first use, so that importing the package loads neither torch nor transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lmcleaner.audit.check import AuditOptions, AuditReport, audit
+    from lmcleaner.choices import Denominator, HessianMode, Level, ModelDtype, OptimizerName, Propagation, Updates
+    from lmcleaner.formats.errors import (
+        DamagedError,
+        DivergedError,
+        ExistsError,
+        InsufficientLogError,
+        LmcleanerError,
+        MismatchError,
+        NotFoundError,
+        ResourceError,
+        UsageError,
+        VersionError,
+    )
+    from lmcleaner.formats.reader import TrainingLog
+    from lmcleaner.formats.samples import Sample
+    from lmcleaner.inspection.find import Match, find_text
+    from lmcleaner.inspection.summary import Summary, summarize
+    from lmcleaner.inspection.verify import Verification, verify
+    from lmcleaner.recording.describe import RunDescription
+    from lmcleaner.recording.options import RecordOptions
+    from lmcleaner.recording.recorder import Recorder
+    from lmcleaner.recording.training import RecordResult, record
+    from lmcleaner.unlearning.options import Thresholds, UnlearnOptions
+    from lmcleaner.unlearning.run import UnlearnResult, unlearn
+
+__all__ = [
+    "AuditOptions",
+    "AuditReport",
+    "DamagedError",
+    "Denominator",
+    "DivergedError",
+    "ExistsError",
+    "HessianMode",
+    "InsufficientLogError",
+    "Level",
+    "LmcleanerError",
+    "Match",
+    "MismatchError",
+    "ModelDtype",
+    "NotFoundError",
+    "OptimizerName",
+    "Propagation",
+    "RecordOptions",
+    "RecordResult",
+    "Recorder",
+    "ResourceError",
+    "RunDescription",
+    "Sample",
+    "Summary",
+    "Thresholds",
+    "TrainingLog",
+    "UnlearnOptions",
+    "UnlearnResult",
+    "Updates",
+    "UsageError",
+    "Verification",
+    "VersionError",
+    "audit",
+    "find_text",
+    "record",
+    "summarize",
+    "unlearn",
+    "verify",
+]
+
+_HOMES = {
+    "lmcleaner.audit.check": ("AuditOptions", "AuditReport", "audit"),
+    "lmcleaner.formats.reader": ("TrainingLog",),
+    "lmcleaner.formats.samples": ("Sample",),
+    "lmcleaner.inspection.find": ("Match", "find_text"),
+    "lmcleaner.inspection.summary": ("Summary", "summarize"),
+    "lmcleaner.inspection.verify": ("Verification", "verify"),
+    "lmcleaner.recording.describe": ("RunDescription",),
+    "lmcleaner.recording.options": ("RecordOptions",),
+    "lmcleaner.recording.recorder": ("Recorder",),
+    "lmcleaner.recording.training": ("RecordResult", "record"),
+    "lmcleaner.unlearning.options": ("Thresholds", "UnlearnOptions"),
+    "lmcleaner.unlearning.run": ("UnlearnResult", "unlearn"),
+    "lmcleaner.choices": (
+        "Denominator", "HessianMode", "Level", "ModelDtype", "OptimizerName", "Propagation", "Updates",
+    ),
+    "lmcleaner.formats.errors": (
+        "DamagedError", "DivergedError", "ExistsError", "InsufficientLogError", "LmcleanerError", "MismatchError",
+        "NotFoundError", "ResourceError", "UsageError", "VersionError",
+    ),
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name from its module."""
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module 'lmcleaner' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmcleaner.choices import Denominator
 from lmcleaner.evaluation.answers import answer_probabilities, mean_divergence
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.samples import Sample
 from lmcleaner.progress import Progress
-from lmcleaner.training.batches import Denominator
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.state import TrainingState
 from lmcleaner.unlearning.combine import distance

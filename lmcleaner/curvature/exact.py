@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmcleaner.curvature.mode import twice_differentiable
+from lmcleaner.curvature.kernels import twice_differentiable
 from lmcleaner.training.batches import Inputs
 from lmcleaner.training.replay import ReplayModel
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
-from lmcleaner.curvature.mode import twice_differentiable
+from lmcleaner.curvature.kernels import twice_differentiable
 from lmcleaner.formats.samples import IGNORED_LABEL
 from lmcleaner.training.batches import Inputs
 from lmcleaner.training.numerics import restore_rng, rng_state

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lmcleaner.choices import Denominator, HessianMode
 from lmcleaner.curvature import exact, ggn
-from lmcleaner.curvature.mode import HessianMode
 from lmcleaner.formats.steps import StepRecord
-from lmcleaner.training.batches import NOTHING, Denominator, Digests
+from lmcleaner.training.batches import NOTHING, Digests
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.state import Gradient
 

@@ -10,8 +10,6 @@ from lmcleaner.data.rows import Row
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
 
-DEFAULT_TEMPLATE = "Question: {question} Answer:"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoding:
@@ -22,8 +20,8 @@ class Encoding:
         max_length: tokens that are kept of a row.
     """
 
-    template: str = DEFAULT_TEMPLATE
-    max_length: int = 512
+    template: str
+    max_length: int
 
     def __post_init__(self) -> None:
         """Checks ranges.

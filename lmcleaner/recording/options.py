@@ -1,33 +1,12 @@
 """Options of `record`, checked before anything is loaded."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
-from lmcleaner.data.encoding import DEFAULT_TEMPLATE, Encoding
+from lmcleaner.choices import ModelDtype, OptimizerName, Updates
 from lmcleaner.formats.errors import UsageError
 
-
-class OptimizerName(StrEnum):
-    """Optimizers that a run can be recorded with."""
-
-    ADAMW = "adamw"
-    ADAM = "adam"
-    SGD = "sgd"
-
-
-class Updates(StrEnum):
-    """How the parameters after every step are stored."""
-
-    LOSSLESS = "lossless"
-    NONE = "none"
-
-
-class ModelDtype(StrEnum):
-    """Dtype of the weights during training."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
+DEFAULT_TEMPLATE = "Question: {question} Answer:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +89,3 @@ class RecordOptions:
             raise UsageError(f"--momentum and --nesterov belong to sgd: found optimizer {self.optimizer}")
         if self.nesterov and not self.momentum:
             raise UsageError("--nesterov needs a --momentum of more than 0")
-
-    @property
-    def encoding(self) -> Encoding:
-        """How rows become samples."""
-        return Encoding(template=self.template, max_length=self.max_length)

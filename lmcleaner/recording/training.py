@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from lmcleaner.choices import OptimizerName, Updates
+from lmcleaner.data.encoding import Encoding
 from lmcleaner.data.rows import RowSource, read_rows
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
@@ -16,7 +18,7 @@ from lmcleaner.formats.writer import check_place
 from lmcleaner.output import atomic_folder, check_free
 from lmcleaner.progress import Progress, Silent
 from lmcleaner.recording.describe import RunDescription
-from lmcleaner.recording.options import OptimizerName, RecordOptions, Updates
+from lmcleaner.recording.options import RecordOptions
 from lmcleaner.recording.recorder import Recorder
 from lmcleaner.recording.storage import StorageEstimate, check_room, estimate_storage
 from lmcleaner.training.models import load_model, load_tokenizer, padding_token, tokenizer_digest
@@ -71,7 +73,8 @@ def record(log: Path, options: RecordOptions, progress: Progress | None = None) 
     check_place(log, options.overwrite)
     source = read_rows(options.data)
     tokenizer = load_tokenizer(options.model)
-    samples = options.encoding.samples(source.rows, tokenizer, source.source)
+    encoding = Encoding(template=options.template, max_length=options.max_length)
+    samples = encoding.samples(source.rows, tokenizer, source.source)
     model = load_model(options.model, torch_dtype(options.dtype))
     _set_numerics(options, model)
     with TemporaryDirectory() as scratch:
@@ -80,7 +83,7 @@ def record(log: Path, options: RecordOptions, progress: Progress | None = None) 
         estimate = _estimate(trainer.optimizer, model, num_steps, options)
         progress.say(_plan_line(model, samples, num_steps, estimate))
         check_room(log, estimate.total)
-        description = _describe(options, source, tokenizer, num_steps)
+        description = _describe(options, encoding, source, tokenizer, num_steps)
         with Recorder(log, model, trainer.optimizer, description, overwrite=options.overwrite):
             progress.begin("recording", num_steps)
             trainer.train()
@@ -111,7 +114,7 @@ def make_trainer(
     Returns:
         A `transformers.Trainer` whose `optimizer` exists and whose schedule doesn't yet.
     """
-    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+    from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainingArguments
 
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = padding_token(tokenizer)
@@ -143,6 +146,7 @@ def make_trainer(
         optimizer_cls_and_kwargs=_optimizer_class(options),
         callbacks=[_progress_callback(progress)] if progress is not None else None,
     )
+    trainer.remove_callback(PrinterCallback)  # it prints to stdout, which is for data
     trainer.create_optimizer()
     return trainer
 
@@ -202,7 +206,9 @@ def _plan_line(model: Any, samples: Sequence[Sample], num_steps: int, estimate: 
     )
 
 
-def _describe(options: RecordOptions, source: RowSource, tokenizer: Any, num_steps: int) -> RunDescription:
+def _describe(
+    options: RecordOptions, encoding: Encoding, source: RowSource, tokenizer: Any, num_steps: int
+) -> RunDescription:
     plain = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(options).items()}
     is_folder = Path(options.model).is_dir()
     model_source = str(Path(options.model).resolve()) if is_folder else options.model
@@ -218,7 +224,7 @@ def _describe(options: RecordOptions, source: RowSource, tokenizer: Any, num_ste
             "split": source.split,
             "sha256": source.sha256,
             "num_rows": len(source.rows),
-            "encoding": asdict(options.encoding),
+            "encoding": asdict(encoding),
         },
         tokenizer={"source": model_source, "sha256": tokenizer_digest(tokenizer)},
         training=plain,

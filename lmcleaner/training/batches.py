@@ -4,12 +4,12 @@ Axes: batch = rows of the microbatch, seq = tokens of a padded row.
 """
 
 from collections.abc import Callable, Set
-from enum import StrEnum
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lmcleaner.choices import Denominator
 from lmcleaner.formats.errors import InsufficientLogError
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
 from lmcleaner.formats.steps import MicrobatchRecord, StepRecord
@@ -17,13 +17,6 @@ from lmcleaner.formats.steps import MicrobatchRecord, StepRecord
 Inputs = dict[str, Tensor]
 Digests = Set[bytes]
 NOTHING: Digests = frozenset()
-
-
-class Denominator(StrEnum):
-    """What the counterfactual divides a step's summed loss by."""
-
-    LOGGED = "logged"
-    RETAINED = "retained"
 
 
 def step_inputs(

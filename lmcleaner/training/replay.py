@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lmcleaner.choices import Denominator
 from lmcleaner.formats.errors import MismatchError
 from lmcleaner.formats.manifest import Manifest
 from lmcleaner.formats.steps import StepRecord
-from lmcleaner.training.batches import NOTHING, Denominator, Digests, Inputs, step_inputs
+from lmcleaner.training.batches import NOTHING, Digests, Inputs, step_inputs
 from lmcleaner.training.numerics import restore_rng
 from lmcleaner.training.state import Gradient
 

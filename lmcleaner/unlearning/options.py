@@ -1,23 +1,13 @@
 """Options of `unlearn`, checked before anything is loaded."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
-from lmcleaner.curvature.mode import HessianMode
+from lmcleaner.choices import Denominator, HessianMode, Level, Propagation
 from lmcleaner.formats.errors import UsageError
-from lmcleaner.training.batches import Denominator
-from lmcleaner.unlearning.request import Level
 
 DEFAULT_K = 800
 DEFAULT_DAMPING = 1e-4
-
-
-class Propagation(StrEnum):
-    """How a deviation is carried from step to step."""
-
-    OPTIMIZER = "optimizer"  # through the optimizer that trained the model
-    PAPER = "paper"  # v - η(H + λI)v, Algorithm 1 of LMCleaner, which assumes plain SGD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +21,7 @@ class Thresholds:
         relative_error: largest ‖θ̂ - θ′‖ / ‖θ[τ] - θ′‖ against the oracle; 0.9 or more is poor whatever is set.
     """
 
-    linearization_error: float = 0.5
+    linearization_error: float = 0.9
     settled: float = 0.1
     surviving: float = 0.9
     relative_error: float = 0.9

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmcleaner.curvature.mode import HessianMode
+from lmcleaner.choices import HessianMode
 from lmcleaner.formats.bits import BIT_DTYPES
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.unlearning.windows import Window

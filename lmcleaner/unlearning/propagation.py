@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lmcleaner.choices import Denominator, HessianMode, Propagation
 from lmcleaner.curvature.linearized import curvature_product, predicted_gradient
-from lmcleaner.curvature.mode import HessianMode
 from lmcleaner.formats.steps import Checkpoint, StepRecord
-from lmcleaner.training.batches import Denominator, holds_forgotten
+from lmcleaner.training.batches import holds_forgotten
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.state import Gradient, TrainingState
 from lmcleaner.training.vectors import global_norm
-from lmcleaner.unlearning.options import Propagation, UnlearnOptions
+from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.request import ForgetSet
 
 
@@ -57,6 +57,10 @@ class Setting:
         """The retained rows' gradient at `parameters`."""
         self.spent.gradients += 1
         return self.replay.gradient(step, parameters, self.forget_set.masked, self.denominator)
+
+    def count_handled(self, step: StepRecord) -> None:
+        """Counts the step's forgotten rows as left out."""
+        self.spent.handled += sum(sample.digest in self.forget_set.digests for sample in step.samples)
 
 
 class Carrier(ABC):
@@ -101,9 +105,9 @@ class OptimizerCarrier(Carrier):
         """One step of the counterfactual; see `Carrier.advance`."""
         setting = self._setting
         if number in setting.forget_set.skipped:
-            setting.spent.handled += len(step.samples)
+            setting.count_handled(step)
             return None
-        setting.spent.handled += sum(sample.digest in setting.forget_set.masked for sample in step.samples)
+        setting.count_handled(step)
         deviation = self._linearized_from(parameters)
         if deviation is None:
             self.state.apply(setting.gradient(step, self.state.parameters), step.lr)
@@ -155,7 +159,7 @@ class PaperCarrier(Carrier):
         assert parameters is not None
         setting = self._setting
         if number in setting.forget_set.skipped:
-            setting.spent.handled += len(step.samples)
+            setting.count_handled(step)
             self._before = [_wide(parameter).clone() for parameter in parameters]
             return None
         rates = self._rates(step)
@@ -186,7 +190,7 @@ class PaperCarrier(Carrier):
         setting = self._setting
         retained = frozenset(s.digest for s in step.samples) - setting.forget_set.masked
         setting.spent.gradients += 1
-        setting.spent.handled += sum(sample.digest in setting.forget_set.masked for sample in step.samples)
+        setting.count_handled(step)
         gradient = setting.replay.gradient(step, parameters, retained)
         for v, part, rate in zip(self._deviation, gradient, rates, strict=True):
             if part is not None:

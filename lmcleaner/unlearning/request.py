@@ -1,15 +1,16 @@
 """What a request names: the forget set as samples or whole steps of a log."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from lmcleaner.choices import Level
 from lmcleaner.data.encoding import Encoding
 from lmcleaner.data.rows import RowSource, read_rows
 from lmcleaner.formats.canonical import json_digest
@@ -19,13 +20,6 @@ from lmcleaner.training.models import tokenizer_digest
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _STEPS = re.compile(r"steps:\d+(-\d+)?(,\d+(-\d+)?)*")
-
-
-class Level(StrEnum):
-    """What a removal does to a step that holds a forgotten row."""
-
-    SAMPLE = "sample"  # the forgotten rows contribute no gradient
-    BATCH = "batch"  # the whole step is skipped
 
 
 @dataclass(frozen=True)
@@ -92,22 +86,25 @@ def find_forget_set(
     return _checked(log, _of_samples(log, frozenset(digests), level or Level.SAMPLE))
 
 
-def occurrences_of(log: TrainingLog, digests: frozenset[bytes]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def occurrences_in(log: TrainingLog, digests: frozenset[bytes], steps: Sequence[int]) -> int:
+    """How often samples with these digests were used in these steps."""
+    return int((_is_one_of(log, digests) & np.isin(log.occurrence_steps, steps)).sum())
+
+
+def _is_one_of(log: TrainingLog, digests: frozenset[bytes]) -> NDArray[np.bool_]:
     """Which rows of the occurrence table are samples with these digests, bool `[num_occurrences]`."""
-    rows = [log.sample_rows[digest] for digest in digests]
-    return np.isin(log.table("occurrences/sample"), rows)
+    return np.isin(log.table("occurrences/sample"), [log.sample_rows[digest] for digest in digests])
 
 
 def _of_samples(log: TrainingLog, digests: frozenset[bytes], level: Level) -> ForgetSet:
-    is_forgotten = occurrences_of(log, digests)
+    is_forgotten = _is_one_of(log, digests)
     steps = np.unique(log.occurrence_steps[is_forgotten])
     return ForgetSet(level, digests, tuple(int(s) for s in steps), int(is_forgotten.sum()))
 
 
 def _of_steps(log: TrainingLog, steps: tuple[int, ...]) -> ForgetSet:
     digests = frozenset(sample.digest for step in steps for sample in log.step(step).samples)
-    num_occurrences = int(np.isin(log.occurrence_steps, steps).sum())
-    return ForgetSet(Level.BATCH, digests, steps, num_occurrences)
+    return ForgetSet(Level.BATCH, digests, steps, occurrences_in(log, digests, steps))
 
 
 def _checked(log: TrainingLog, found: ForgetSet) -> ForgetSet:

@@ -146,7 +146,7 @@ def _run(
             "model_after": model_fingerprint(replay.module),
             "forget_set": forget_set.sha256,
         },
-        "config": _config_json(options),
+        "config": _config_json(log, options),
         "environment": environment() | {"unrestorable": unrestorable(log.manifest)},
         "timing": {"sweep_seconds": sweep_seconds, "seconds": time.perf_counter() - started},
         "previous": None,
@@ -222,17 +222,17 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
     return asdict(plan) | {"mode": plan.mode.value}
 
 
-def _config_json(options: UnlearnOptions) -> dict[str, Any]:
-    """The options without the request's text, which may quote a row's place or more."""
-    plain = asdict(options)
+def _config_json(log: TrainingLog, options: UnlearnOptions) -> dict[str, Any]:
+    """The options without the request's text, which may name a file of rows or quote one."""
     return {
+        "log": str(log.path.resolve()),
         "K": "all" if options.K is None else options.K,
         "hessian_mode": options.hessian_mode.value,
         "propagation": options.propagation.value,
         "denominator": options.denominator.value,
         "damping": options.damping,
         "oracle": options.oracle,
-        "thresholds": plain["thresholds"],
+        "thresholds": asdict(options.thresholds),
     }
 
 

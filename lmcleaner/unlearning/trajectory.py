@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from lmcleaner.curvature.mode import HessianMode
+from lmcleaner.choices import HessianMode
 from lmcleaner.formats.bits import Bits
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.training.replay import ReplayModel

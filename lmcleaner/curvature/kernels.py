@@ -1,18 +1,9 @@
-"""The modes by name, and the kernels that they can differentiate through."""
+"""Attention kernels that curvature can differentiate through."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
-
-
-class HessianMode(StrEnum):
-    """How the sweep finds the gradient of the retained rows at θ′."""
-
-    SECANT = "secant"
-    EXACT = "exact"
-    GGN = "GGN"
 
 
 @contextmanager

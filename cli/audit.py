@@ -1,0 +1,64 @@
+"""`lmcleaner audit`."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lmcleaner.cli.console import Reporter, print_json, print_text
+from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Model, Quiet
+
+
+def audit(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Output folder of unlearn.")],
+    log: Annotated[
+        Path | None,
+        typer.Option(help="The training log; by default $LMCLEANER_LOG, then where the audit document says it lay."),
+    ] = None,
+    oracle: Annotated[bool, typer.Option("--oracle", help="Replay the counterfactual and measure against it.")] = False,
+    model: Model = None,
+    max_relative_error: Annotated[float, typer.Option(help="From it on the audit fails; at most 0.9.")] = 0.9,
+    config: Config = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check an unlearned model and its audit document against the log.
+
+    Example: `lmcleaner audit my-unlearned-model --log my-log --oracle`
+    """
+    from lmcleaner.audit.check import AuditOptions
+    from lmcleaner.audit.check import audit as run
+
+    options = AuditOptions(oracle=oracle, model=model, relative_error=max_relative_error)
+    with Reporter(quiet=quiet or as_json) as reporter:
+        report = run(folder, log or _default_log(folder), options, reporter)
+    if as_json:
+        print_json({"passed": report.passed, "checks": report.checks, "oracle": report.oracle})
+    else:
+        _print_report(report.checks, report.oracle, passed=report.passed)
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def _default_log(folder: Path) -> Path:
+    from lmcleaner.formats.audit_document import read_audit
+
+    recorded = read_audit(folder).get("config", {}).get("log")
+    return Path(os.environ.get("LMCLEANER_LOG") or recorded or DEFAULT_LOG)
+
+
+def _print_report(checks: dict[str, str | None], oracle: dict[str, Any] | None, *, passed: bool) -> None:
+    for name, problem in checks.items():
+        print_text(f"{name:<14} {'ok' if problem is None else f'FAILED: {problem}'}")
+    if oracle is not None:
+        print_text(f"relative error against the oracle {oracle['relative_error']:.4f}")
+        for rows in ("forgotten", "retained"):
+            for model in ("trained", "unlearned", "oracle"):
+                answers = oracle[model][rows]
+                if answers is not None:
+                    print_text(
+                        f"{rows:<10} {model:<10} answer probability {answers['answer_probability']:.4f}, KL from the "
+                        f"oracle {answers['kl_from_oracle']:.4f}"
+                    )
+    print_text("audit passed" if passed else "audit FAILED")

@@ -1,0 +1,199 @@
+"""`lmcleaner inspect`."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lmcleaner.choices import HessianMode
+from lmcleaner.cli.console import Reporter, human_bytes, print_json, print_text, sparkline
+from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Model, Quiet, parse_K
+from lmcleaner.cli.unlearn import KOption, LevelOption
+from lmcleaner.formats.errors import UsageError
+from lmcleaner.unlearning.options import DEFAULT_K, UnlearnOptions
+
+if TYPE_CHECKING:
+    from lmcleaner.formats.reader import TrainingLog
+
+
+def inspect(
+    log: Log = DEFAULT_LOG,
+    verify: Annotated[bool, typer.Option("--verify", help="Read everything once and name what is damaged.")] = False,
+    replay: Annotated[
+        str | None, typer.Option(metavar="N|all", help="With --verify: replay the first N steps and compare the bits.")
+    ] = None,
+    step: Annotated[int | None, typer.Option(metavar="T", help="Show one step.")] = None,
+    find: Annotated[str | None, typer.Option(metavar="TEXT", help="List samples that hold a text.")] = None,
+    forget: Annotated[str | None, typer.Option(help="A request, as for unlearn; with --plan.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="What the request would cost in each mode.")] = False,
+    level: LevelOption = None,
+    K: KOption = str(DEFAULT_K),  # noqa: N803 -- the paper's name
+    model: Model = None,
+    config: Config = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show and verify a log, find samples in it, plan a request.
+
+    Example: `lmcleaner inspect my-log --forget forget.jsonl --plan`
+    """
+    _check_combination(verify, replay, step, find, forget, plan)
+    from lmcleaner.formats.reader import TrainingLog
+
+    opened = TrainingLog(log)
+    if verify:
+        _verify(opened, parse_K(replay) if replay is not None else 0, model, quiet=quiet, as_json=as_json)
+    elif step is not None:
+        _show_step(opened, step, as_json=as_json)
+    elif find is not None:
+        _find(opened, find, model, as_json=as_json)
+    elif forget is not None:
+        options = UnlearnOptions(forget=forget, output=None, dry_run=True, K=parse_K(K), level=level, model=model)
+        _plan(opened, options, as_json=as_json)
+    else:
+        _summarize(opened, as_json=as_json)
+
+
+def _check_combination(
+    verify: bool, replay: str | None, step: int | None, find: str | None, forget: str | None, plan: bool
+) -> None:
+    if sum([verify, step is not None, find is not None, forget is not None]) > 1:
+        raise UsageError("choose one of --verify, --step, --find and --forget")
+    if plan != (forget is not None):
+        raise UsageError("--forget and --plan belong together: expected both, found one of them")
+    if replay is not None and not verify:
+        raise UsageError("--replay belongs to --verify: expected both, found --replay alone")
+
+
+def _summarize(log: "TrainingLog", *, as_json: bool) -> None:
+    from lmcleaner.inspection.summary import summarize
+
+    summary = summarize(log)
+    if as_json:
+        print_json(asdict(summary))
+        return
+    planned = f" of {summary.planned_steps} planned" if summary.planned_steps else ""
+    state = "finished" if summary.is_finished else "interrupted"
+    sizes = ", ".join(f"{name} {human_bytes(size)}" for name, size in summary.bytes_on_disk.items())
+    lines = {
+        "log": f"{summary.log} ({state}, recorded {summary.created})",
+        "model": f"{summary.model['class_name']} from {summary.model['source']}, {summary.model['dtype']}, "
+        f"{summary.num_parameters:,} trainable parameters",
+        "data": f"{summary.data.get('source', 'not told')}",
+        "optimizer": f"{summary.optimizer['name']}, clipped at {summary.max_grad_norm}",
+        "steps": f"{summary.num_steps}{planned}, {summary.num_microbatches} microbatches, {summary.seconds:.1f} s",
+        "samples": f"{summary.num_samples} in {summary.num_occurrences} occurrences",
+        "checkpoints": ", ".join(map(str, summary.checkpoint_steps)),
+        "on disk": f"{sizes} (updates {summary.updates})",
+        "root": summary.root,
+    }
+    for name, value in lines.items():
+        print_text(f"{name:<12} {value}")
+    if summary.loss:
+        print_text(f"{'loss':<12} {summary.loss[0]:.3f} {sparkline(summary.loss)} {summary.loss[-1]:.3f}")
+
+
+def _show_step(log: "TrainingLog", step: int, *, as_json: bool) -> None:
+    record = log.step(step)
+    described: dict[str, Any] = {
+        "step": step,
+        "lr": record.lr,
+        "loss": float(log.table("steps/loss")[step]),
+        "gradient_norm": record.gradient_norm,
+        "seconds": record.seconds,
+        "has_checkpoint": step in log.checkpoint_steps,
+        "parameters_sha256": log.parameters_digest(step + 1).hex(),
+        "microbatches": [
+            {
+                "width": microbatch.width,
+                "denominator": microbatch.denominator,
+                "loss": microbatch.loss,
+                "draws_random_numbers": bool(microbatch.rng),
+                "samples": [sample.digest.hex() for sample in microbatch.samples],
+            }
+            for microbatch in record.microbatches
+        ],
+    }
+    if as_json:
+        print_json(described)
+        return
+    print_text(
+        f"step {step}: loss {described['loss']:.4f}, gradient norm {record.gradient_norm:.4g}, "
+        f"lr {', '.join(f'{lr:.4g}' for lr in record.lr)}, {record.seconds:.3f} s"
+    )
+    for number, microbatch in enumerate(record.microbatches):
+        print_text(
+            f"microbatch {number}: {len(microbatch.samples)} rows of {microbatch.width} tokens, denominator "
+            f"{microbatch.denominator:g}"
+        )
+        for row, sample in enumerate(microbatch.samples):
+            print_text(f"  row {row}: {sample.digest.hex()} ({len(sample.tokens)} tokens)")
+
+
+def _find(log: "TrainingLog", text: str, model: str | None, *, as_json: bool) -> None:
+    from lmcleaner.inspection.find import find_text
+    from lmcleaner.training.models import load_tokenizer
+
+    matches = find_text(log, text, load_tokenizer(model or log.manifest.model.source))
+    if as_json:
+        print_json({"matches": [asdict(match) for match in matches]})
+        return
+    for match in matches:
+        uses = ", ".join(f"{use.step}.{use.microbatch}.{use.row}" for use in match.occurrences)
+        print_text(match.digest)
+        print_text(f"  {match.text}")
+        print_text(f"  used in (step.microbatch.row): {uses}")
+    print_text(f"{len(matches)} of {len(log.table('samples/stop'))} samples hold {text!r}")
+
+
+def _plan(log: "TrainingLog", options: UnlearnOptions, *, as_json: bool) -> None:
+    from lmcleaner.unlearning.plan import make_plan
+    from lmcleaner.unlearning.run import resolve_request
+
+    forget_set, windows = resolve_request(log, options)
+    plans = [make_plan(log, windows, mode) for mode in HessianMode]
+    if as_json:
+        print_json(
+            {
+                "samples": len(forget_set.digests),
+                "occurrences": forget_set.num_occurrences,
+                "steps": list(forget_set.steps),
+                "windows": [asdict(window) | {"K_used": window.K_used} for window in windows],
+                "plans": [asdict(plan) for plan in plans],
+            }
+        )
+        return
+    print_text(
+        f"{len(forget_set.digests)} samples, {forget_set.num_occurrences} occurrences in {len(forget_set.steps)} steps"
+    )
+    for window in windows:
+        print_text(f"window: checkpoint {window.start}, steps {window.first} to {window.end}, K {window.K_used}")
+    print_text(f"{'mode':<8} {'gradients':>9} {'products':>9} {'to read':>10} {'seconds':>8} {'parameter memory':>17}")
+    for plan in plans:
+        print_text(
+            f"{plan.mode:<8} {plan.gradients:>9} {plan.products:>9} {human_bytes(plan.bytes_to_read):>10} "
+            f"{plan.seconds:>8.0f} {human_bytes(plan.parameter_memory_bytes):>17}"
+        )
+    print_text("memory comes on top of one training step's activations")
+
+
+def _verify(log: "TrainingLog", replay_steps: int | None, model: str | None, *, quiet: bool, as_json: bool) -> None:
+    """Verifies; `replay_steps` is 0 for no replay and None for all steps."""
+    from lmcleaner.inspection.verify import verify
+
+    steps = log.num_steps if replay_steps is None else replay_steps
+    with Reporter(quiet=quiet or as_json) as reporter:
+        found = verify(log, replay_steps=steps or None, model=model, progress=reporter)
+    if as_json:
+        print_json(asdict(found) | {"is_sound": found.is_sound})
+    else:
+        print_text(f"{found.num_parts} parts read, {len(found.problems)} damaged")
+        for problem in found.problems:
+            print_text(f"  {problem.array}, step {problem.step}: {problem.message}")
+        if found.replay is not None:
+            print_text(f"replay: {found.replay.num_exact} of {found.replay.num_steps} steps bit for bit")
+            for difference in found.replay.unrestorable:
+                print_text(f"  {difference}")
+        print_text("the log is sound" if found.is_sound else "the log is NOT sound")
+    if not found.is_sound:
+        raise typer.Exit(1)

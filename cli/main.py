@@ -1,0 +1,103 @@
+"""Entry point: the four commands, and every error with its exit code."""
+
+import functools
+import sys
+import traceback
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+
+from lmcleaner.cli.audit import audit
+from lmcleaner.cli.console import print_error
+from lmcleaner.cli.inspect import inspect
+from lmcleaner.cli.record import record
+from lmcleaner.cli.unlearn import unlearn
+from lmcleaner.formats.errors import LmcleanerError, ResourceError
+
+BUG = 70
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="lmcleaner",
+    help="Record fine-tuning runs, remove the influence of training samples, and prove it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        sys.stdout.write(f"lmcleaner {version('lmcleaner')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _with_exit_codes(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with every error printed and turned into its exit code."""
+
+    @functools.wraps(command)
+    def guarded(**options: Any) -> None:
+        try:
+            _quieten_libraries()
+            command(**options)
+        except typer.Exit:
+            raise
+        except LmcleanerError as error:
+            print_error(error, as_json=options["as_json"])
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            sys.stderr.write("interrupted\n")
+            raise typer.Exit(INTERRUPTED) from error
+        except Exception as error:
+            raise typer.Exit(_unexpected(error, as_json=options["as_json"])) from error
+
+    return guarded
+
+
+def _unexpected(error: Exception, *, as_json: bool) -> int:
+    """Exit code of an error that no code of ours raised on purpose."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        shortage = ResourceError(f"out of memory: {error}", hint="use a smaller model or batch, or another mode")
+        print_error(shortage, as_json=as_json)
+        return shortage.exit_code
+    if type(error).__module__.startswith("typer."):
+        raise error  # a usage error that typer itself prints
+    traceback.print_exception(error)
+    bug = LmcleanerError(
+        f"a bug in lmcleaner: {type(error).__name__}: {error}", hint="please report it with the lines above"
+    )
+    print_error(bug, as_json=as_json)
+    return BUG
+
+
+def _quieten_libraries() -> None:
+    """Keeps the libraries' own bars and warnings away from stderr, before any of them is imported."""
+    import os
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+for _command in (record, inspect, unlearn, audit):
+    app.command()(_with_exit_codes(_command))
+
+
+def main() -> None:
+    """Runs the command line."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

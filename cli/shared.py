@@ -1,0 +1,84 @@
+"""Arguments that all commands share, and where their defaults come from."""
+
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+DEFAULT_LOG = Path("lmcleaner-log")
+
+
+def load_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Takes the options of a YAML file as defaults, so that a flag on the command line wins.
+
+    Args:
+        context: the command being parsed.
+        path: the file, or None.
+
+    Returns:
+        The path as it came.
+
+    Raises:
+        BadParameter: the file isn't there, isn't a mapping, or names an option that the command hasn't.
+    """
+    if path is None:
+        return None
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"can't read {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise typer.BadParameter(f"{path}: expected a mapping of option names, found {type(values).__name__}")
+    names = {_flag(option): parameter.name for parameter in context.command.params for option in parameter.opts}
+    unknown = sorted(str(key) for key in values if _flag(str(key)) not in names)
+    if unknown:
+        raise typer.BadParameter(f"{path}: no such option: {unknown[0]}; expected one of {sorted(names)}")
+    context.default_map = {str(names[_flag(str(key))]): value for key, value in values.items()}
+    return path
+
+
+def _flag(option: str) -> str:
+    return option.lstrip("-").replace("_", "-").lower()
+
+
+Log = Annotated[
+    Path, typer.Argument(envvar="LMCLEANER_LOG", help="Folder of the training log.", show_default=True)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document to stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but errors.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        callback=load_config,
+        is_eager=True,
+        metavar="FILE.yaml",
+        help="Options by their long names; a flag on the command line wins.",
+    ),
+]
+Model = Annotated[
+    str | None, typer.Option("--model", metavar="DIR_OR_NAME", help="Where the base model lies now, if it moved.")
+]
+
+
+def default_of(options: type, name: str) -> Any:
+    """The default of a field, so that it is written down once."""
+    found = next(field.default for field in fields(options) if field.name == name)
+    assert found is not MISSING, name
+    return found
+
+
+def parse_K(text: str) -> int | None:  # noqa: N802 -- the paper's name
+    """A number of steps, or None for "all".
+
+    Raises:
+        BadParameter: neither.
+    """
+    if text == "all":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"--K: expected a number of steps or 'all', found {text!r}") from None

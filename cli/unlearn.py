@@ -1,0 +1,134 @@
+"""`lmcleaner unlearn`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lmcleaner.choices import Denominator, HessianMode, Level, Propagation
+from lmcleaner.cli.console import Reporter, print_json, print_text
+from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Model, Quiet, default_of, parse_K
+from lmcleaner.unlearning.options import DEFAULT_DAMPING, DEFAULT_K, Thresholds, UnlearnOptions
+
+if TYPE_CHECKING:
+    from lmcleaner.unlearning.run import UnlearnResult
+
+Forget = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|FILE|DIGESTS|steps:A,B-C",
+        help="What to forget: a file beside the recorded data by its name, a file of rows, sample digests, or steps.",
+    ),
+]
+LevelOption = Annotated[
+    Level | None,
+    typer.Option(help="Leave rows out (sample) or skip their steps (batch); batch for steps:, else sample."),
+]
+KOption = Annotated[
+    str, typer.Option("--K", metavar="N|all", help="Steps to carry the deviation after its last occurrence.")
+]
+
+
+def _t(name: str) -> float:
+    return float(default_of(Thresholds, name))
+
+
+def unlearn(
+    forget: Forget,
+    log: Log = DEFAULT_LOG,
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to make; must not exist.")] = None,
+    model: Model = None,
+    level: LevelOption = None,
+    K: KOption = str(DEFAULT_K),  # noqa: N803 -- the paper's name
+    hessian_mode: Annotated[
+        HessianMode, typer.Option(case_sensitive=False, help="How the gradient without the rows is found.")
+    ] = HessianMode.GGN,
+    propagation: Annotated[
+        Propagation, typer.Option(help="Through the real optimizer, or the paper's form.")
+    ] = Propagation.OPTIMIZER,
+    denominator: Annotated[
+        Denominator, typer.Option(help="Divide by all rows as logged, or by the retained ones.")
+    ] = Denominator.LOGGED,
+    damping: Annotated[float, typer.Option(help="λ in C + λI.")] = DEFAULT_DAMPING,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and stop.")] = False,
+    oracle: Annotated[bool, typer.Option("--oracle", help="Replay the counterfactual and measure against it.")] = False,
+    max_linearization_error: Annotated[float, typer.Option(help="Above it the verdict is poor.")] = _t(
+        "linearization_error"
+    ),
+    max_settled: Annotated[float, typer.Option(help="Above it the verdict is poor.")] = _t("settled"),
+    min_surviving: Annotated[float, typer.Option(help="Below it the verdict is poor.")] = _t("surviving"),
+    max_relative_error: Annotated[float, typer.Option(help="From it on the verdict is poor; at most 0.9.")] = _t(
+        "relative_error"
+    ),
+    config: Config = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Remove the influence of samples or steps from the trained model.
+
+    Example: `lmcleaner unlearn my-log --forget forget.jsonl --output my-unlearned-model --hessian-mode secant --K all`
+    """
+    options = UnlearnOptions(
+        forget=forget, output=output, model=model, level=level, K=parse_K(K), hessian_mode=hessian_mode,
+        propagation=propagation, denominator=denominator, damping=damping, dry_run=dry_run, oracle=oracle,
+        thresholds=Thresholds(
+            linearization_error=max_linearization_error, settled=max_settled, surviving=min_surviving,
+            relative_error=max_relative_error,
+        ),
+    )  # fmt: skip
+    from lmcleaner.unlearning.run import unlearn as run
+
+    with Reporter(quiet=quiet or as_json) as reporter:
+        result = run(log, options, reporter)
+    if as_json:
+        print_json(result.document if result.document is not None else _dry_run_json(result))
+    elif result.document is not None:
+        _print_document(result.document, output)
+    else:
+        print_text("dry run: nothing was changed")
+    if not result.is_good:
+        raise typer.Exit(1)
+
+
+def _dry_run_json(result: "UnlearnResult") -> dict[str, Any]:
+    return {
+        "coverage": {
+            "samples": len(result.forget_set.digests),
+            "occurrences": result.forget_set.num_occurrences,
+            "steps": len(result.forget_set.steps),
+        },
+        "windows": [asdict(window) | {"K_used": window.K_used} for window in result.windows],
+        "plan": asdict(result.plan),
+    }
+
+
+def _print_document(document: dict[str, Any], output: Path | None) -> None:
+    coverage, result = document["coverage"], document["result"]
+    print_text(
+        f"forgot   {coverage['samples']} samples: {coverage['occurrences']} occurrences in {coverage['steps']} steps, "
+        f"{coverage['missed']} missed"
+    )
+    for window in document["windows"]:
+        print_text(f"window   {_window_line(window)}")
+    surviving = result["surviving"]
+    print_text(
+        f"change   norm {result['change_norm']:.4g}; after rounding {surviving['norm_ratio']:.3f} of it, cosine "
+        f"{surviving['cosine']:.4f}"
+    )
+    if document["oracle"] is not None:
+        print_text(f"oracle   relative error {document['oracle']['relative_error']:.4f}")
+    print_text(f"verdict  {result['verdict']}")
+    for reason in result["reasons"]:
+        print_text(f"         {reason}")
+    print_text(f"model    {output}")
+
+
+def _window_line(window: dict[str, Any]) -> str:
+    error, settled = window["linearization_error"], window["settled"]
+    return (
+        f"steps {window['tz']} to {window['tau']}, K {window['K_used']}; deviation {window['v_norm']:.4g}; "
+        f"{window['gradients']} gradients, {window['hvp_calls']} products; linearization error "
+        f"{'none' if error is None else f'{error:.3f}'}; moved over the last tenth "
+        f"{'unknown' if settled is None else f'{settled:.3f}'}"
+    )

@@ -1,0 +1,54 @@
+"""The choices that a user makes by name; light, so that `--help` doesn't load torch."""
+
+from enum import StrEnum
+
+
+class OptimizerName(StrEnum):
+    """Optimizers that a run can be recorded with."""
+
+    ADAMW = "adamw"
+    ADAM = "adam"
+    SGD = "sgd"
+
+
+class Updates(StrEnum):
+    """How the parameters after every step are stored."""
+
+    LOSSLESS = "lossless"
+    NONE = "none"
+
+
+class ModelDtype(StrEnum):
+    """Dtype of the weights during training."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class Level(StrEnum):
+    """What a removal does to a step that holds a forgotten row."""
+
+    SAMPLE = "sample"  # the forgotten rows contribute no gradient
+    BATCH = "batch"  # the whole step is skipped
+
+
+class HessianMode(StrEnum):
+    """How the sweep finds the gradient of the retained rows at θ′."""
+
+    SECANT = "secant"
+    EXACT = "exact"
+    GGN = "GGN"
+
+
+class Propagation(StrEnum):
+    """How a deviation is carried from step to step."""
+
+    OPTIMIZER = "optimizer"  # through the optimizer that trained the model
+    PAPER = "paper"  # v - η(H + λI)v, Algorithm 1 of LMCleaner, which assumes plain SGD
+
+
+class Denominator(StrEnum):
+    """What the counterfactual divides a step's summed loss by."""
+
+    LOGGED = "logged"
+    RETAINED = "retained"

@@ -1,0 +1,100 @@
+"""Whether a log is sound: its digests, and whether replaying it gives the run's bits."""
+
+import hashlib
+from dataclasses import dataclass
+
+from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.formats.verify import Problem, find_problems, num_parts
+from lmcleaner.progress import Progress, Silent
+from lmcleaner.training.models import load_base_model
+from lmcleaner.training.numerics import replay_device, restored_numerics, unrestorable
+from lmcleaner.training.replay import ReplayModel
+from lmcleaner.training.state import TrainingState
+from lmcleaner.training.vectors import bits_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayCheck:
+    """What replaying the first steps gave.
+
+    Attributes:
+        num_steps: steps replayed.
+        num_exact: steps up to which every parameter had the run's bits.
+        unrestorable: what this machine can't restore of the run.
+    """
+
+    num_steps: int
+    num_exact: int
+    unrestorable: list[str]
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every replayed step gave the run's bits."""
+        return self.num_exact == self.num_steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What was checked of a log.
+
+    Attributes:
+        num_parts: tables, checkpoints and updates that were read.
+        problems: what is damaged.
+        replay: the replay, if it was asked for.
+    """
+
+    num_parts: int
+    problems: list[Problem]
+    replay: ReplayCheck | None
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is damaged and the replay, if any, was exact."""
+        return not self.problems and (self.replay is None or self.replay.is_exact)
+
+
+def verify(
+    log: TrainingLog, *, replay_steps: int | None = None, model: str | None = None, progress: Progress | None = None
+) -> Verification:
+    """Reads everything once and, if asked, replays the run from its start; changes nothing.
+
+    Args:
+        log: the opened log.
+        replay_steps: steps to replay with nothing forgotten, at most all; None replays none.
+        model: where the base model lies now, if it moved.
+        progress: whom to tell how far it is.
+
+    Returns:
+        What was found.
+
+    Raises:
+        NotFoundError: a replay was asked for and the base model isn't there.
+        MismatchError: the base model is not the log's.
+    """
+    progress = progress or Silent()
+    progress.begin("verifying", num_parts(log))
+    problems = []
+    for problem in find_problems(log):
+        if problem is not None:
+            problems.append(problem)
+        progress.advance()
+    replay = None
+    if replay_steps is not None and not problems:
+        replay = _replay(log, min(replay_steps, log.num_steps), model, progress)
+    return Verification(num_parts=num_parts(log), problems=problems, replay=replay)
+
+
+def _replay(log: TrainingLog, num_steps: int, model: str | None, progress: Progress) -> ReplayCheck:
+    replay = ReplayModel(load_base_model(log.manifest, model), log.manifest, replay_device(log.manifest))
+    progress.begin("replaying", num_steps)
+    num_exact = 0
+    with restored_numerics(log.manifest.numerics):
+        state = TrainingState(log.manifest, log.checkpoint(0), replay.device)
+        for number in range(num_steps):
+            step = log.step(number)
+            state.apply(replay.gradient(step, state.parameters), step.lr)
+            digest = hashlib.sha256(bits_of(state.parameters)).digest()
+            if digest == log.parameters_digest(number + 1) and num_exact == number:
+                num_exact += 1
+            progress.advance()
+    return ReplayCheck(num_steps=num_steps, num_exact=num_exact, unrestorable=unrestorable(log.manifest))
