@@ -153,15 +153,13 @@ def _plan(log: "TrainingLog", options: UnlearnOptions, *, as_json: bool) -> None
     forget_set, windows = resolve_request(log, options)
     plans = [make_plan(log, windows, mode) for mode in HessianMode]
     if as_json:
-        print_json(
-            {
-                "samples": len(forget_set.digests),
-                "occurrences": forget_set.num_occurrences,
-                "steps": list(forget_set.steps),
-                "windows": [asdict(window) | {"K_used": window.K_used} for window in windows],
-                "plans": [asdict(plan) for plan in plans],
-            }
-        )
+        print_json({
+            "samples": len(forget_set.digests),
+            "occurrences": forget_set.num_occurrences,
+            "steps": list(forget_set.steps),
+            "windows": [asdict(window) | {"K_used": window.K_used} for window in windows],
+            "plans": [asdict(plan) for plan in plans],
+        })
         return
     print_text(
         f"{len(forget_set.digests)} samples, {forget_set.num_occurrences} occurrences in {len(forget_set.steps)} steps"

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,7 +12,7 @@ from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Quiet, defaul
 from lmcleaner.recording.options import RecordOptions
 
 
-def _d(name: str) -> object:
+def _d(name: str) -> Any:
     return default_of(RecordOptions, name)
 
 
@@ -21,29 +21,29 @@ def record(
     data: Annotated[str, typer.Option(metavar="FILE|DIR|HUB_NAME", help="Rows to train on.")],
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the final model; must not exist.")],
     log: Log = DEFAULT_LOG,
-    epochs: Annotated[float, typer.Option(help="Passes over the rows.")] = _d("epochs"),  # type: ignore[assignment]
-    batch_size: Annotated[int, typer.Option(help="Rows of a microbatch.")] = _d("batch_size"),  # type: ignore[assignment]
-    grad_accum: Annotated[int, typer.Option(help="Microbatches of a step.")] = _d("grad_accum"),  # type: ignore[assignment]
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = _d("lr"),  # type: ignore[assignment]
-    optimizer: Annotated[OptimizerName, typer.Option(help="Optimizer.")] = _d("optimizer"),  # type: ignore[assignment]
-    momentum: Annotated[float, typer.Option(help="Momentum of sgd.")] = _d("momentum"),  # type: ignore[assignment]
-    nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov's form of it.")] = _d("nesterov"),  # type: ignore[assignment]
-    weight_decay: Annotated[float, typer.Option(help="Of all but biases and norms.")] = _d("weight_decay"),  # type: ignore[assignment]
-    scheduler: Annotated[str, typer.Option(help="Learning-rate schedule of transformers.")] = _d("scheduler"),  # type: ignore[assignment]
-    warmup_ratio: Annotated[float, typer.Option(help="Share of the steps to warm up over.")] = _d("warmup_ratio"),  # type: ignore[assignment]
-    max_grad_norm: Annotated[float, typer.Option(help="Clip threshold; 0 doesn't clip.")] = _d("max_grad_norm"),  # type: ignore[assignment]
-    template: Annotated[str, typer.Option(help="Prompt of question/answer rows.")] = _d("template"),  # type: ignore[assignment]
-    max_length: Annotated[int, typer.Option(help="Tokens kept of a row.")] = _d("max_length"),  # type: ignore[assignment]
+    epochs: Annotated[float, typer.Option(help="Passes over the rows.")] = _d("epochs"),
+    batch_size: Annotated[int, typer.Option(help="Rows of a microbatch.")] = _d("batch_size"),
+    grad_accum: Annotated[int, typer.Option(help="Microbatches of a step.")] = _d("grad_accum"),
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = _d("lr"),
+    optimizer: Annotated[OptimizerName, typer.Option(help="Optimizer.")] = _d("optimizer"),
+    momentum: Annotated[float, typer.Option(help="Momentum of sgd.")] = _d("momentum"),
+    nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov's form of it.")] = _d("nesterov"),
+    weight_decay: Annotated[float, typer.Option(help="Of all but biases and norms.")] = _d("weight_decay"),
+    scheduler: Annotated[str, typer.Option(help="Learning-rate schedule of transformers.")] = _d("scheduler"),
+    warmup_ratio: Annotated[float, typer.Option(help="Share of the steps to warm up over.")] = _d("warmup_ratio"),
+    max_grad_norm: Annotated[float, typer.Option(help="Clip threshold; 0 doesn't clip.")] = _d("max_grad_norm"),
+    template: Annotated[str, typer.Option(help="Prompt of question/answer rows.")] = _d("template"),
+    max_length: Annotated[int, typer.Option(help="Tokens kept of a row.")] = _d("max_length"),
     max_steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
-    seed: Annotated[int, typer.Option(help="Of row order and dropout.")] = _d("seed"),  # type: ignore[assignment]
-    dtype: Annotated[ModelDtype, typer.Option(help="Dtype of the weights.")] = _d("dtype"),  # type: ignore[assignment]
+    seed: Annotated[int, typer.Option(help="Of row order and dropout.")] = _d("seed"),
+    dtype: Annotated[ModelDtype, typer.Option(help="Dtype of the weights.")] = _d("dtype"),
     threads: Annotated[
         int | None, typer.Option(help="Threads of torch; by default 1 for models under ten million parameters.")
     ] = None,
-    checkpoint_every: Annotated[int, typer.Option(metavar="C", help="Steps between checkpoints.")] = _d(  # type: ignore[assignment]
+    checkpoint_every: Annotated[int, typer.Option(metavar="C", help="Steps between checkpoints.")] = _d(
         "checkpoint_every"
     ),
-    updates: Annotated[Updates, typer.Option(help="How θ after every step is stored.")] = _d("updates"),  # type: ignore[assignment]
+    updates: Annotated[Updates, typer.Option(help="How θ after every step is stored.")] = _d("updates"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove a log that lies there.")] = False,
     config: Config = None,
     as_json: AsJson = False,

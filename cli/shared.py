@@ -43,9 +43,7 @@ def _flag(option: str) -> str:
     return option.lstrip("-").replace("_", "-").lower()
 
 
-Log = Annotated[
-    Path, typer.Argument(envvar="LMCLEANER_LOG", help="Folder of the training log.", show_default=True)
-]
+Log = Annotated[Path, typer.Argument(envvar="LMCLEANER_LOG", help="Folder of the training log.", show_default=True)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document to stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but errors.")]
 Config = Annotated[

@@ -64,7 +64,8 @@ def read_audit(folder: Path) -> Document:
         raise DamagedError(f"not an audit document: {path}: expected schema {AUDIT_SCHEMA!r}")
     if document.get("version") != AUDIT_VERSION:
         raise VersionError(
-            f"unknown version of an audit document: {path}: expected {AUDIT_VERSION}, found {document.get('version')!r}",
+            f"unknown version of an audit document: {path}: expected {AUDIT_VERSION}, "
+            f"found {document.get('version')!r}",
             hint="a later release of lmcleaner wrote it; upgrade to check it",
         )
     return document

@@ -1,9 +1,9 @@
 """Lossless difference of two float vectors through the order of their bit patterns.
 
-Read as integers in the order of the numbers that they stand for, the bit patterns of neighbouring floats are neighbouring
-integers, so a small change of a parameter is a small integer whatever its exponent. The zigzag form puts the sign into
-the lowest bit, and the high bits that stay zero are what bitshuffle and zstd then take away. Every step is a bijection
-of unsigned integers: NaN payloads, infinities, denormals and -0.0 come back as they were.
+Read as integers in the order of the numbers that they stand for, the bit patterns of neighbouring floats are
+neighbouring integers, so a small change of a parameter is a small integer whatever its exponent. The zigzag form puts
+the sign into the lowest bit, and the high bits that stay zero are what bitshuffle and zstd then take away. Every step is
+a bijection of unsigned integers: NaN payloads, infinities, denormals and -0.0 come back as they were.
 """
 
 from typing import Any
@@ -13,7 +13,11 @@ from numpy.typing import NDArray
 
 Bits = NDArray[np.unsignedinteger[Any]]
 
-BIT_DTYPES = {"float32": np.dtype(np.uint32), "bfloat16": np.dtype(np.uint16), "float64": np.dtype(np.uint64)}
+BIT_DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.uint32),
+    "bfloat16": np.dtype(np.uint16),
+    "float64": np.dtype(np.uint64),
+}
 
 
 def _sign_shift(bits: Bits) -> Any:

@@ -4,6 +4,9 @@ import hashlib
 import json
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 def canonical_json(value: Any) -> bytes:
     """The one UTF-8 encoding of `value`: sorted keys, no blanks, no NaN.
@@ -28,3 +31,8 @@ def sha256_hex(data: bytes | memoryview) -> str:
 def json_digest(value: Any) -> str:
     """SHA-256 of the canonical JSON of `value`."""
     return sha256_hex(canonical_json(value))
+
+
+def array_digest(values: NDArray[Any]) -> bytes:
+    """SHA-256, 32 bytes, of an array's elements in little-endian byte order."""
+    return hashlib.sha256(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data).digest()

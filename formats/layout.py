@@ -1,10 +1,10 @@
 """Where everything lies in a log: the tree, and each table's dtype, row shape and unit.
 
-    LOG/                     group; its attributes are the manifest
-      commit/                group; its attributes are the commit record, written after all that it counts
-      samples/ occurrences/ microbatches/ steps/ rng/     tables: arrays that grow along axis 0
-      updates                bits `[step, parameter]`, one chunk row a step; absent with `--updates none`
-      checkpoints/00000000/  group; `parameters` and one array for each part of the optimizer's state
+LOG/                     group; its attributes are the manifest
+  commit/                group; its attributes are the commit record, written after all that it counts
+  samples/ occurrences/ microbatches/ steps/ rng/     tables: arrays that grow along axis 0
+  updates                bits `[step, parameter]`, one chunk row a step; absent with `--updates none`
+  checkpoints/00000000/  group; `parameters` and one array for each part of the optimizer's state
 """
 
 from dataclasses import dataclass
@@ -62,7 +62,9 @@ TABLES: tuple[Table, ...] = (
     _table("microbatches/has_mask", np.uint8, "1 where the model was given an attention mask"),
     _table("microbatches/denominator", np.float64, "what the microbatch's summed loss was divided by, tokens"),
     _table("microbatches/loss", np.float64, "loss that the model returned, nats"),
-    _table("microbatches/rng_row", np.int32, "row of rng/states from which the forward pass drew; -1 where it drew none"),
+    _table(
+        "microbatches/rng_row", np.int32, "row of rng/states from which the forward pass drew; -1 where it drew none"
+    ),
     _table("rng/states", np.uint8, "state of the random number generators before a forward pass", width="rng_bytes"),
     _table("steps/stop", np.int64, "end of the step's microbatches in microbatches/"),
     _table("steps/lr", np.float64, "learning rate that the step used, for each parameter group", width="groups"),

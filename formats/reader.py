@@ -1,6 +1,5 @@
 """Reads a training log, never changes it, and trusts nothing that its digests don't cover."""
 
-import hashlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import zarr.errors
 from numpy.typing import NDArray
 
 from lmcleaner.formats.bits import BIT_DTYPES, Bits, apply_update
+from lmcleaner.formats.canonical import array_digest
 from lmcleaner.formats.commit import Commit
 from lmcleaner.formats.errors import InsufficientLogError, NotFoundError
 from lmcleaner.formats.layout import CHECKPOINTS, COMMIT, TABLES, UPDATES, VECTOR_CHUNK, checkpoint_name, damaged
@@ -138,7 +138,7 @@ class TrainingLog:
             DamagedError: the bytes can't be read or don't have the committed digest.
         """
         arrays = self._checkpoint_arrays(step)
-        attributes = self._subgroup(checkpoint_name(step)).attrs.asdict()
+        attributes: dict[str, Any] = self._subgroup(checkpoint_name(step)).attrs.asdict()
         parts = {name.removeprefix("optimizer/"): name for name in arrays if name.startswith("optimizer/")}
         scalars = set(attributes["scalars"])
         return Checkpoint(
@@ -181,10 +181,8 @@ class TrainingLog:
                 parameters[part] = apply_update(parameters[part], update)
         except _UNREADABLE as error:
             raise damaged(str(self.path), UPDATES, f"can't be read ({error})", step=step) from error
-        if hashlib.sha256(parameters).digest() != self.parameters_digest(step + 1):
-            raise damaged(
-                str(self.path), UPDATES, "the update doesn't lead to the parameters of the run", step=step
-            )
+        if array_digest(parameters) != self.parameters_digest(step + 1):
+            raise damaged(str(self.path), UPDATES, "the update doesn't lead to the parameters of the run", step=step)
 
     def parameters(self, step: int) -> Bits:
         """θ[step], bit patterns `[num_elements]`, from the nearest checkpoint and the updates after it."""
@@ -237,7 +235,7 @@ class TrainingLog:
         if rows.dtype != layout.dtype or len(rows) != committed["rows"]:
             expected = f"{committed['rows']} rows of {layout.dtype}"
             raise damaged(str(self.path), name, f"expected {expected}, found {len(rows)} of {rows.dtype}")
-        if hashlib.sha256(np.ascontiguousarray(rows)).hexdigest() != committed["sha256"]:
+        if array_digest(rows).hex() != committed["sha256"]:
             raise damaged(str(self.path), name, "the rows don't have the committed digest")
         return rows
 
@@ -252,7 +250,7 @@ class TrainingLog:
             values = np.asarray(self._array(where)[:])
         except _UNREADABLE as error:
             raise damaged(str(self.path), where, f"can't be read ({error})", step=step) from error
-        if hashlib.sha256(values).hexdigest() != self.commit.checkpoints[str(step)][name]:
+        if array_digest(values).hex() != self.commit.checkpoints[str(step)][name]:
             raise damaged(str(self.path), where, "the values don't have the committed digest", step=step)
         return values
 

@@ -47,7 +47,11 @@ def num_parts(log: TrainingLog) -> int:
 
 
 def _update_problems(log: TrainingLog) -> Iterator[Problem | None]:
-    """Walks the updates; after a damaged one, goes on from the next checkpoint that can be read."""
+    """Walks the updates; after a damaged one, goes on from the next checkpoint that can be read.
+
+    Yields:
+        A problem for each damaged or unreachable update, or None.
+    """
     bits = None
     for step in range(log.num_steps):
         if step in log.checkpoint_steps:

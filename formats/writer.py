@@ -13,6 +13,7 @@ import zarr
 from numpy.typing import NDArray
 
 from lmcleaner.formats.bits import BIT_DTYPES, Bits, encode_update
+from lmcleaner.formats.canonical import array_digest
 from lmcleaner.formats.commit import Commit
 from lmcleaner.formats.errors import ExistsError, ResourceError
 from lmcleaner.formats.layout import (
@@ -33,7 +34,7 @@ from lmcleaner.formats.steps import Checkpoint, MicrobatchRecord, StepRecord
 FLUSH_STEPS = 16  # steps between two commit records; a kill loses at most these
 
 # An all-zero chunk is written like any other, so that a missing one is always damage.
-_STORE_EVERY_CHUNK = {"write_empty_chunks": True}
+_STORE_EVERY_CHUNK: Any = {"write_empty_chunks": True}
 
 
 @contextmanager
@@ -152,7 +153,7 @@ class LogWriter:
             if self._updates is not None:
                 self._write_update(parameters)
             self._bits = parameters
-            self._append_rows(step, hashlib.sha256(parameters).digest())
+            self._append_rows(step, array_digest(parameters))
             self.num_steps += 1
             if self.num_steps % FLUSH_STEPS == 0:
                 self.commit()
@@ -177,7 +178,7 @@ class LogWriter:
             for name, values in arrays.items():
                 _write_vector(group, name, values)
             self._checkpoints[str(checkpoint.step)] = {
-                name: hashlib.sha256(values).hexdigest() for name, values in arrays.items()
+                name: array_digest(values).hex() for name, values in arrays.items()
             }
             self.commit()
 

@@ -1,6 +1,6 @@
 """Exact Hessian products by double backward (Pearlmutter, "Fast Exact Multiplication by the Hessian", 1994).
 
-The first backward pass gives the gradient g, the backward pass of ⟨g, v⟩ gives H·v: one pass through the model for both.
+The first backward pass gives the gradient g, the backward pass of ⟨g, v⟩ gives H·v: one forward pass for both.
 """
 
 from collections.abc import Mapping, Sequence

@@ -59,9 +59,7 @@ def product(replay: ReplayModel, inputs: Inputs, vector: Sequence[Tensor], extra
     return list(torch.autograd.grad(logits, replay.parameters, grad_outputs=weights, materialize_grads=True))
 
 
-def _output_product(
-    replay: ReplayModel, inputs: Inputs, vector: Sequence[Tensor], extra: Mapping[str, Any]
-) -> Tensor:
+def _output_product(replay: ReplayModel, inputs: Inputs, vector: Sequence[Tensor], extra: Mapping[str, Any]) -> Tensor:
     """S·J·v, divided by the loss's denominator; `[target, vocab]`."""
     logits, tangents = _directional_logits(replay, inputs, vector, extra)
     probabilities = logits.softmax(dim=-1)

@@ -41,8 +41,8 @@ class Encoding:
             where: the rows' source, for messages.
 
         Returns:
-            One sample a row. The start token comes first where the tokenizer has one; labels cover the completion and the
-            end token, or all of a `text` row but its first token.
+            One sample a row. The start token comes first where the tokenizer has one; labels cover the completion and
+            the end token, or all of a `text` row but its first token.
 
         Raises:
             UsageError: a row has none of the known shapes, or no token that the loss would count.

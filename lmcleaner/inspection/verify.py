@@ -1,8 +1,8 @@
 """Whether a log is sound: its digests, and whether replaying it gives the run's bits."""
 
-import hashlib
 from dataclasses import dataclass
 
+from lmcleaner.formats.canonical import array_digest
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.verify import Problem, find_problems, num_parts
 from lmcleaner.progress import Progress, Silent
@@ -93,7 +93,7 @@ def _replay(log: TrainingLog, num_steps: int, model: str | None, progress: Progr
         for number in range(num_steps):
             step = log.step(number)
             state.apply(replay.gradient(step, state.parameters), step.lr)
-            digest = hashlib.sha256(bits_of(state.parameters)).digest()
+            digest = array_digest(bits_of(state.parameters))
             if digest == log.parameters_digest(number + 1) and num_exact == number:
                 num_exact += 1
             progress.advance()

@@ -42,7 +42,9 @@ def microbatch_record(
     tokens, labels = _matrix(arguments, "input_ids"), _matrix(arguments, "labels")
     has_mask = arguments.get("attention_mask") is not None
     mask = _matrix(arguments, "attention_mask") if has_mask else np.ones_like(tokens)
-    starts, samples = zip(*(_unpadded(*row, padding_token) for row in zip(tokens, labels, mask, strict=True)), strict=True)
+    starts, samples = zip(
+        *(_unpadded(*row, padding_token) for row in zip(tokens, labels, mask, strict=True)), strict=True
+    )
     items = arguments.get("num_items_in_batch")
     return MicrobatchRecord(
         samples=samples,

@@ -26,8 +26,8 @@ _CLIP_TOLERANCE = 1e-2
 class Recorder:
     """Watches a training loop and writes its log; a context manager around the loop.
 
-    The loop stays as it is: `model(**batch).loss.backward()` as often as it accumulates, `optimizer.step()`. Leaving the
-    block normally finishes the log with a last checkpoint; leaving it by an exception keeps what was complete.
+    The loop stays as it is: `model(**batch).loss.backward()` as often as it accumulates, `optimizer.step()`. Leaving
+    the block normally finishes the log with a last checkpoint; leaving it by an exception keeps what was complete.
 
     Attributes:
         num_steps: steps recorded so far.
@@ -157,7 +157,8 @@ class Recorder:
         limit = self._manifest.max_grad_norm
         if limit is not None and norm > limit * (1 + _CLIP_TOLERANCE):
             raise UsageError(
-                f"the loop doesn't clip as it was said to: step {self.num_steps}: expected a norm of {limit}, found {norm}"
+                f"the loop doesn't clip as it was said to: step {self.num_steps}: expected a norm of at most {limit}, "
+                f"found {norm}"
             )
         return norm
 

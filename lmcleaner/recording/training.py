@@ -141,7 +141,7 @@ def make_trainer(
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=[{"input_ids": s.tokens.tolist(), "labels": s.labels.tolist()} for s in samples],  # type: ignore[arg-type]
+        train_dataset=[{"input_ids": s.tokens.tolist(), "labels": s.labels.tolist()} for s in samples],
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED_LABEL),
         optimizer_cls_and_kwargs=_optimizer_class(options),
         callbacks=[_progress_callback(progress)] if progress is not None else None,
@@ -183,9 +183,7 @@ def _planned_steps(num_rows: int, options: RecordOptions) -> int:
     return math.ceil(options.epochs * math.ceil(microbatches / options.grad_accum))
 
 
-def _estimate(
-    optimizer: torch.optim.Optimizer, model: Any, num_steps: int, options: RecordOptions
-) -> StorageEstimate:
+def _estimate(optimizer: torch.optim.Optimizer, model: Any, num_steps: int, options: RecordOptions) -> StorageEstimate:
     state_vectors = 2 if options.optimizer is not OptimizerName.SGD else int(options.momentum > 0)
     return estimate_storage(
         num_elements=sum(p.numel() for group in optimizer.param_groups for p in group["params"]),

@@ -87,7 +87,7 @@ def _num_targets(sample: Sample) -> int:
 
 
 def _retained_denominators(step: StepRecord, forgotten: Digests) -> list[float]:
-    """Counts the retained rows as the run counted all rows: with or without the first token, by step or by microbatch."""
+    """Counts the retained rows as the run counted all: with or without the first token, by step or by microbatch."""
     logged = [microbatch.denominator for microbatch in step.microbatches]
     for count in (_num_targets, _num_labels):
         for whole_step in (True, False):

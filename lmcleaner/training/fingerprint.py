@@ -4,11 +4,12 @@ import hashlib
 
 from torch import nn
 
+from lmcleaner.formats.canonical import array_digest
 from lmcleaner.training.vectors import bits_of
 
 
 def model_fingerprint(module: nn.Module) -> str:
-    """SHA-256 over name, dtype, shape and bytes of every tensor of the model's state.
+    """SHA-256 over name, dtype, shape and digest of every tensor of the model's state.
 
     Args:
         module: a model on any device; non-persistent buffers don't count.
@@ -19,5 +20,6 @@ def model_fingerprint(module: nn.Module) -> str:
     content = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         content.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
-        content.update(bits_of([tensor]) if tensor.is_floating_point() else tensor.cpu().numpy().tobytes())
+        values = bits_of([tensor]) if tensor.is_floating_point() else tensor.cpu().numpy()
+        content.update(array_digest(values))
     return content.hexdigest()

@@ -79,7 +79,8 @@ def load_base_model(manifest: Manifest, source: str | None = None) -> nn.Module:
     found = model_fingerprint(model)
     if found != manifest.model.fingerprint:
         raise MismatchError(
-            f"not the base model of this log: {place}: expected fingerprint {manifest.model.fingerprint}, found {found}",
+            f"not the base model of this log: {place}: expected fingerprint {manifest.model.fingerprint}, "
+            f"found {found}",
             hint="give the model that the run started from with --model",
         )
     return model

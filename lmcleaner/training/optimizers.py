@@ -41,9 +41,7 @@ def describe_optimizer(optimizer: torch.optim.Optimizer) -> OptimizerEntry:
             f"found {kind.__module__}.{kind.__qualname__}",
             hint="a log can only be replayed through an optimizer whose state it knows",
         )
-    return OptimizerEntry(
-        name=kind.__name__, groups=tuple(hyperparameters(group) for group in optimizer.param_groups)
-    )
+    return OptimizerEntry(name=kind.__name__, groups=tuple(hyperparameters(group) for group in optimizer.param_groups))
 
 
 def hyperparameters(group: dict[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class ReplayModel:
             found = tuple(named[entry.name].shape) if entry.name in named else "no such parameter"
             if found != entry.shape:
                 raise MismatchError(
-                    f"the model is not the one that the log trained: {entry.name}: expected {entry.shape}, found {found}"
+                    f"not the model that the log trained: {entry.name}: expected {entry.shape}, found {found}"
                 )
         self.parameters = [named[entry.name] for entry in manifest.parameters]
         trained = {entry.name for entry in manifest.parameters}

@@ -1,5 +1,6 @@
 """Between torch tensors and the bit patterns that a log stores."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -71,4 +72,4 @@ def tensors_of(bits: Bits, dtype: torch.dtype, entries: Sequence[ParameterEntry]
 
 def global_norm(tensors: Iterable[Tensor]) -> float:
     """L2 norm of all tensors together, accumulated in float64."""
-    return float(sum(float(torch.sum(tensor.double() ** 2)) for tensor in tensors)) ** 0.5
+    return math.sqrt(sum(float(torch.sum(tensor.double() ** 2)) for tensor in tensors))

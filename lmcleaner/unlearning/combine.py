@@ -49,7 +49,9 @@ def unlearned_parameters(
         exact = start if deviation is None else start.to(deviation.dtype) - deviation
         after = exact.to(before.dtype).clone()
         wanted, got = exact.double() - before.double(), after.double() - before.double()
-        sums = [s + float(x) for s, x in zip(sums, ((wanted**2).sum(), (got**2).sum(), (wanted * got).sum()), strict=True)]
+        sums = [
+            s + float(x) for s, x in zip(sums, ((wanted**2).sum(), (got**2).sum(), (wanted * got).sum()), strict=True)
+        ]
         result.append(after)
     return result, _change(*sums)
 

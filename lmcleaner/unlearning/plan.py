@@ -26,7 +26,7 @@ class Plan:
         products: curvature products.
         bytes_to_read: bytes on disk of checkpoints and updates.
         seconds: expected, from the logged step times.
-        parameter_memory_bytes: peak of what has the size of the parameters; one training step's activations come on top.
+        parameter_memory_bytes: peak of what has the size of the parameters; a training step's activations come on top.
     """
 
     mode: HessianMode

@@ -71,7 +71,9 @@ class Carrier(ABC):
         """δ[t], given θ[t]."""
 
     @abstractmethod
-    def advance(self, number: int, step: StepRecord, parameters: Sequence[Tensor] | None, *, measure: bool) -> float | None:
+    def advance(
+        self, number: int, step: StepRecord, parameters: Sequence[Tensor] | None, *, measure: bool
+    ) -> float | None:
         """Takes δ[t] to δ[t+1].
 
         Args:
@@ -101,7 +103,9 @@ class OptimizerCarrier(Carrier):
         """θ[t] - θ′[t], in float32 at least."""
         return [_wide(p) - _wide(q.detach()) for p, q in zip(parameters, self.state.parameters, strict=True)]
 
-    def advance(self, number: int, step: StepRecord, parameters: Sequence[Tensor] | None, *, measure: bool) -> float | None:
+    def advance(
+        self, number: int, step: StepRecord, parameters: Sequence[Tensor] | None, *, measure: bool
+    ) -> float | None:
         """One step of the counterfactual; see `Carrier.advance`."""
         setting = self._setting
         if number in setting.forget_set.skipped:
@@ -125,7 +129,7 @@ class OptimizerCarrier(Carrier):
         return error
 
     def _linearized_from(self, parameters: Sequence[Tensor] | None) -> list[Tensor] | None:
-        """δ in the parameters' dtype, or None where the gradient is taken at θ′ itself: secant, or nothing to carry yet."""
+        """δ in the parameters' dtype; None where the gradient is taken at θ′ itself: secant, or nothing to carry yet."""
         if self._setting.mode is HessianMode.SECANT or parameters is None:
             return None
         own = self.state.parameters
@@ -135,7 +139,7 @@ class OptimizerCarrier(Carrier):
 
 
 class PaperCarrier(Carrier):
-    """Algorithm 1 of LMCleaner to the letter: v ← v - η(H + λI)v, with the run's optimizer, clipping and momentum ignored.
+    """Algorithm 1 of LMCleaner to the letter: v ← v - η(H + λI)v; it ignores the run's optimizer and clipping.
 
     A forgotten row adds -(η/B)∇ℓ when its step comes (sample level), a skipped step its whole update (batch level).
     """
@@ -154,7 +158,9 @@ class PaperCarrier(Carrier):
             self._before = None
         return self._deviation
 
-    def advance(self, number: int, step: StepRecord, parameters: Sequence[Tensor] | None, *, measure: bool) -> float | None:
+    def advance(
+        self, number: int, step: StepRecord, parameters: Sequence[Tensor] | None, *, measure: bool
+    ) -> float | None:
         """One step of the recursion; see `Carrier.advance`."""
         assert parameters is not None
         setting = self._setting

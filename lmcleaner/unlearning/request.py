@@ -51,14 +51,14 @@ class ForgetSet:
     @property
     def sha256(self) -> str:
         """Digest of the request's content: level, samples and steps."""
-        return json_digest(
-            {"level": self.level.value, "samples": sorted(d.hex() for d in self.digests), "steps": list(self.steps)}
-        )
+        return json_digest({
+            "level": self.level.value,
+            "samples": sorted(d.hex() for d in self.digests),
+            "steps": list(self.steps),
+        })
 
 
-def find_forget_set(
-    log: TrainingLog, forget: str, level: Level | None, load_tokenizer: Callable[[], Any]
-) -> ForgetSet:
+def find_forget_set(log: TrainingLog, forget: str, level: Level | None, load_tokenizer: Callable[[], Any]) -> ForgetSet:
     """Looks up what a request names.
 
     Args:
@@ -175,7 +175,7 @@ def _row_file(log: TrainingLog, forget: str) -> Path:
         if candidate.is_file():
             return candidate
     raise NotFoundError(
-        f"no such forget set: {forget}: neither a file, nor one of that name beside the recorded data in {recorded.parent}",
+        f"no such forget set: {forget}: neither a file, nor the name of one beside the recorded data in {recorded.parent}",
         hint="give a file of rows, sample digests, or steps:10,20-25",
     )
 

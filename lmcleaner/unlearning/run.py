@@ -239,7 +239,8 @@ def _config_json(log: TrainingLog, options: UnlearnOptions) -> dict[str, Any]:
 def _plan_line(forget_set: ForgetSet, windows: Sequence[Window], plan: Plan) -> str:
     spans = ", ".join(f"{w.first} to {w.end}" for w in windows[:4]) + (", ..." if len(windows) > 4 else "")
     return (
-        f"{len(forget_set.digests)} samples, {forget_set.num_occurrences} occurrences in {len(forget_set.steps)} steps; "
+        f"{len(forget_set.digests)} samples, {forget_set.num_occurrences} occurrences in {len(forget_set.steps)} "
+        f"steps; "
         f"{len(windows)} window{'s' if len(windows) != 1 else ''} ({spans}); {plan.mode}: {plan.gradients} gradients, "
         f"{plan.products} products, {plan.bytes_to_read / 1e6:.1f} MB to read, about {plan.seconds:.0f} s, "
         f"{plan.parameter_memory_bytes / 1e6:.1f} MB of parameters and state"

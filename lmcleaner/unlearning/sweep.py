@@ -1,12 +1,12 @@
 """Goes through one window with a carrier, and measures on the way."""
 
-import hashlib
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lmcleaner.formats.canonical import array_digest
 from lmcleaner.formats.errors import DivergedError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.progress import Progress
@@ -125,12 +125,12 @@ def _counterfactual(carrier: Carrier) -> list[Tensor] | None:
 
 
 def _lead_in(log: TrainingLog, window: Window, carrier: Carrier, progress: Progress) -> bool | None:
-    """Replays the steps before the first occurrence, for the optimizer's state there, and holds them against the run."""
+    """Replays the steps before the first occurrence, for the optimizer's state, and holds them against the run."""
     is_exact = True
     for number in range(window.start, window.first):
         if isinstance(carrier, OptimizerCarrier):
             carrier.advance(number, log.step(number), None, measure=False)
-            digest = hashlib.sha256(bits_of(carrier.state.parameters)).digest()
+            digest = array_digest(bits_of(carrier.state.parameters))
             is_exact = is_exact and digest == log.parameters_digest(number + 1)
         progress.advance()
     return is_exact if window.num_lead_in and isinstance(carrier, OptimizerCarrier) else None
