@@ -2,8 +2,8 @@
 
 Read as integers in the order of the numbers that they stand for, the bit patterns of neighbouring floats are
 neighbouring integers, so a small change of a parameter is a small integer whatever its exponent. The zigzag form puts
-the sign into the lowest bit, and the high bits that stay zero are what bitshuffle and zstd then take away. Every step is
-a bijection of unsigned integers: NaN payloads, infinities, denormals and -0.0 come back as they were.
+the sign into the lowest bit, and the high bits that stay zero are what bitshuffle and zstd then take away. Every step
+is a bijection of unsigned integers: NaN payloads, infinities, denormals and -0.0 come back as they were.
 """
 
 from typing import Any

@@ -1,6 +1,31 @@
 """The choices that a user makes by name; light, so that `--help` doesn't load torch."""
 
 from enum import StrEnum
+from typing import TypeVar
+
+from lmcleaner.formats.errors import UsageError
+
+Choice = TypeVar("Choice", bound=StrEnum)
+
+
+def choose(kind: type[Choice], value: str, option: str) -> Choice:
+    """The choice of a name.
+
+    Args:
+        kind: the choices.
+        value: one of them, or its name.
+        option: the option that asked, for messages.
+
+    Returns:
+        The choice.
+
+    Raises:
+        UsageError: there is no such choice.
+    """
+    try:
+        return kind(value)
+    except ValueError:
+        raise UsageError(f"--{option}: expected one of {[choice.value for choice in kind]}, found {value!r}") from None
 
 
 class OptimizerName(StrEnum):

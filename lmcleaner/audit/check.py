@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from lmcleaner.audit.oracle import compare_with_oracle, replay_counterfactual
 from lmcleaner.choices import Denominator, Level
@@ -19,7 +18,7 @@ from lmcleaner.training.fingerprint import model_fingerprint
 from lmcleaner.training.models import load_base_model, load_model
 from lmcleaner.training.numerics import replay_device, restored_numerics
 from lmcleaner.training.replay import ReplayModel
-from lmcleaner.training.vectors import tensors_of, torch_dtype
+from lmcleaner.training.vectors import torch_dtype
 from lmcleaner.unlearning.combine import distance
 from lmcleaner.unlearning.request import ForgetSet, occurrences_in
 from lmcleaner.unlearning.windows import find_windows
@@ -160,13 +159,12 @@ def _model_checks(document: Document, log: TrainingLog, folder: Path) -> dict[st
     except MismatchError as error:
         return {"model": error.message}
     unlearned = [parameter.detach().clone() for parameter in replay.parameters]
-    trained = _trained(log, replay)
+    trained = replay.load(log.parameters(log.num_steps))
     change, stated = distance(unlearned, trained), document["result"]["change_norm"]
-    replay.point_to(trained)
     is_close = math.isclose(change, stated, rel_tol=_NORM_TOLERANCE, abs_tol=1e-12)
     return {
         "model": after,
-        "trained model": _unequal("model_before", document["hashes"]["model_before"], model_fingerprint(model)),
+        "trained model": _unequal("model_before", document["hashes"]["model_before"], replay.fingerprint(trained)),
         "change": None if is_close else f"change_norm: the document says {stated}, the model and the log give {change}",
         "verdict": next(_verdict_problems(document), None),
     }
@@ -181,11 +179,6 @@ def _verdict_problems(document: Document) -> Iterator[str]:
         yield f"a relative error of {oracle['relative_error']} can't be good"
 
 
-def _trained(log: TrainingLog, replay: ReplayModel) -> list[Tensor]:
-    bits = log.parameters(log.num_steps)
-    return tensors_of(bits, torch_dtype(log.manifest.model.dtype), log.manifest.parameters, replay.device)
-
-
 def _oracle(
     document: Document, log: TrainingLog, folder: Path, options: AuditOptions, progress: Progress
 ) -> dict[str, Any]:
@@ -196,7 +189,8 @@ def _oracle(
     forget_set = _forget_set(document, log)
     denominator = Denominator(document["config"].get("denominator", Denominator.LOGGED))
     counterfactual = replay_counterfactual(log, replay, forget_set, denominator, progress)
-    return compare_with_oracle(log, replay, forget_set, _trained(log, replay), unlearned, counterfactual)
+    trained = replay.load(log.parameters(log.num_steps))
+    return compare_with_oracle(log, replay, forget_set, trained, unlearned, counterfactual)
 
 
 def _oracle_check(document: Document, oracle: dict[str, Any], options: AuditOptions) -> str | None:

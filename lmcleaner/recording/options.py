@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmcleaner.choices import ModelDtype, OptimizerName, Updates
+from lmcleaner.choices import ModelDtype, OptimizerName, Updates, choose
 from lmcleaner.formats.errors import UsageError
 
 DEFAULT_TEMPLATE = "Question: {question} Answer:"
@@ -69,6 +69,8 @@ class RecordOptions:
         Raises:
             UsageError: a value is out of its range.
         """
+        for name, kind in (("optimizer", OptimizerName), ("updates", Updates), ("dtype", ModelDtype)):
+            object.__setattr__(self, name, choose(kind, getattr(self, name), name))
         checks = {
             "epochs": (self.epochs > 0, "more than 0"),
             "batch-size": (self.batch_size >= 1, "at least 1"),

@@ -107,7 +107,7 @@ class Recorder:
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if self._pending is None:
             return
-        loss = output["loss"] if isinstance(output, dict) else getattr(output, "loss", None)
+        loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
         if not isinstance(loss, Tensor):
             raise UsageError("the model returned no loss: expected labels among its arguments")
         drew = rng_state(self._parameters[0].device) != self._rng_before

@@ -6,12 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from lmcleaner.choices import Denominator
+from lmcleaner.formats.bits import Bits
 from lmcleaner.formats.errors import MismatchError
 from lmcleaner.formats.manifest import Manifest
 from lmcleaner.formats.steps import StepRecord
 from lmcleaner.training.batches import NOTHING, Digests, Inputs, step_inputs
+from lmcleaner.training.fingerprint import model_fingerprint
 from lmcleaner.training.numerics import restore_rng
 from lmcleaner.training.state import Gradient
+from lmcleaner.training.vectors import tensors_of, torch_dtype
 
 
 class ReplayModel:
@@ -54,6 +57,15 @@ class ReplayModel:
         """Makes the model compute at `tensors`, in the order of the manifest, without copying them."""
         for parameter, tensor in zip(self.parameters, tensors, strict=True):
             parameter.data = tensor.data
+
+    def load(self, bits: Bits) -> list[Tensor]:
+        """Parameter tensors on the model's device from a vector of bit patterns; on the CPU they share its memory."""
+        return tensors_of(bits, torch_dtype(self.manifest.model.dtype), self.manifest.parameters, self.device)
+
+    def fingerprint(self, parameters: Sequence[Tensor]) -> str:
+        """Fingerprint of the model at `parameters`; see `model_fingerprint`."""
+        self.point_to(parameters)
+        return model_fingerprint(self.module)
 
     def inputs(
         self, step: StepRecord, forgotten: Digests = NOTHING, denominator: Denominator = Denominator.LOGGED

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from lmcleaner.training.vectors import global_norm
-from lmcleaner.unlearning.sweep import SweptWindow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,39 +24,50 @@ class Change:
     cosine: float
 
 
-def unlearned_parameters(
-    final: Sequence[Tensor], swept: Sequence[SweptWindow], num_steps: int
-) -> tuple[list[Tensor], Change]:
-    """The unlearned parameters.
+class Correction:
+    """Sums up the windows' results in at most one parameter vector for those that end before τ, and θ′[τ] itself."""
 
-    Where a window ends at τ its θ′[τ] is taken as it is: θ[τ] - (θ[τ] - θ′[τ]) would round.
+    def __init__(self) -> None:
+        """Begins without any window."""
+        self._total: list[Tensor] | None = None
+        self._counterfactual: list[Tensor] | None = None
 
-    Args:
-        final: θ[τ], in the order of the manifest.
-        swept: every window's result.
-        num_steps: τ.
+    def add(self, deviation: list[Tensor]) -> None:
+        """Adds δ of a window; the tensors are kept and changed."""
+        if self._total is None:
+            self._total = deviation
+            return
+        for total, part in zip(self._total, deviation, strict=True):
+            total.add_(part)
 
-    Returns:
-        θ̂ in the dtype of `final`, and what rounding left of the change.
-    """
-    whole = next((s.counterfactual for s in swept if s.report.window.end == num_steps and s.counterfactual), None)
-    truncated = [s.deviation for s in swept if whole is None or s.counterfactual is not whole]
-    base = whole if whole is not None else final
-    result, sums = [], [0.0, 0.0, 0.0]
-    for index, (before, start) in enumerate(zip(final, base, strict=True)):
-        deviation = torch.stack([parts[index] for parts in truncated]).sum(dim=0) if truncated else None
-        exact = start if deviation is None else start.to(deviation.dtype) - deviation
-        after = exact.to(before.dtype).clone()
-        wanted, got = exact.double() - before.double(), after.double() - before.double()
-        sums = [
-            s + float(x) for s, x in zip(sums, ((wanted**2).sum(), (got**2).sum(), (wanted * got).sum()), strict=True)
-        ]
-        result.append(after)
-    return result, _change(*sums)
+    def set_counterfactual(self, parameters: list[Tensor]) -> None:
+        """Takes θ′[τ] of the window that ends at τ as it is: θ[τ] - (θ[τ] - θ′[τ]) would round."""
+        self._counterfactual = parameters
+
+    def apply(self, final: Sequence[Tensor]) -> tuple[list[Tensor], Change]:
+        """The unlearned parameters.
+
+        Args:
+            final: θ[τ], in the order of the manifest.
+
+        Returns:
+            θ̂ in the dtype of `final`, and what rounding left of the change.
+        """
+        base = self._counterfactual if self._counterfactual is not None else final
+        unlearned: list[Tensor] = []
+        wanted_squared = got_squared = inner = 0.0
+        for index, (before, start) in enumerate(zip(final, base, strict=True)):
+            exact = start if self._total is None else start.to(self._total[index].dtype) - self._total[index]
+            after = exact.to(before.dtype, copy=True)
+            wanted, got = exact.double() - before.double(), after.double() - before.double()
+            wanted_squared += float(torch.sum(wanted**2))
+            got_squared += float(torch.sum(got**2))
+            inner += float(torch.sum(wanted * got))
+            unlearned.append(after)
+        return unlearned, _change(wanted_squared**0.5, got_squared**0.5, inner)
 
 
-def _change(wanted_squared: float, got_squared: float, inner: float) -> Change:
-    wanted, got = wanted_squared**0.5, got_squared**0.5
+def _change(wanted: float, got: float, inner: float) -> Change:
     if not wanted:
         return Change(norm=got, norm_ratio=1.0, cosine=1.0)
     return Change(norm=got, norm_ratio=got / wanted, cosine=inner / (wanted * got) if got else 0.0)

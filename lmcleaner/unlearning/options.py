@@ -3,11 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmcleaner.choices import Denominator, HessianMode, Level, Propagation
+from lmcleaner.choices import Denominator, HessianMode, Level, Propagation, choose
 from lmcleaner.formats.errors import UsageError
 
 DEFAULT_K = 800
 DEFAULT_DAMPING = 1e-4
+_CHOICES = {
+    "level": Level,
+    "hessian_mode": HessianMode,
+    "propagation": Propagation,
+    "denominator": Denominator,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +83,9 @@ class UnlearnOptions:
         Raises:
             UsageError: a value is out of its range, or two don't go together.
         """
+        for name, kind in _CHOICES.items():
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, choose(kind, getattr(self, name), name.replace("_", "-")))
         if self.K is not None and self.K < 0:
             raise UsageError(f"--K: expected 0 or more, or 'all', found {self.K}")
         if not 0 <= self.damping < float("inf"):

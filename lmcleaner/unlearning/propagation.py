@@ -58,9 +58,10 @@ class Setting:
         self.spent.gradients += 1
         return self.replay.gradient(step, parameters, self.forget_set.masked, self.denominator)
 
-    def count_handled(self, step: StepRecord) -> None:
-        """Counts the step's forgotten rows as left out."""
-        self.spent.handled += sum(sample.digest in self.forget_set.digests for sample in step.samples)
+    def count_handled(self, number: int, step: StepRecord) -> None:
+        """Counts the rows that leave the step: all forgotten ones if it is skipped, else those that are masked."""
+        leaving = self.forget_set.digests if number in self.forget_set.skipped else self.forget_set.masked
+        self.spent.handled += sum(sample.digest in leaving for sample in step.samples)
 
 
 class Carrier(ABC):
@@ -108,10 +109,9 @@ class OptimizerCarrier(Carrier):
     ) -> float | None:
         """One step of the counterfactual; see `Carrier.advance`."""
         setting = self._setting
+        setting.count_handled(number, step)
         if number in setting.forget_set.skipped:
-            setting.count_handled(step)
             return None
-        setting.count_handled(step)
         deviation = self._linearized_from(parameters)
         if deviation is None:
             self.state.apply(setting.gradient(step, self.state.parameters), step.lr)
@@ -129,7 +129,7 @@ class OptimizerCarrier(Carrier):
         return error
 
     def _linearized_from(self, parameters: Sequence[Tensor] | None) -> list[Tensor] | None:
-        """δ in the parameters' dtype; None where the gradient is taken at θ′ itself: secant, or nothing to carry yet."""
+        """δ in the parameters' dtype; None where the gradient is taken at θ′: secant, or nothing to carry yet."""
         if self._setting.mode is HessianMode.SECANT or parameters is None:
             return None
         own = self.state.parameters
@@ -164,8 +164,8 @@ class PaperCarrier(Carrier):
         """One step of the recursion; see `Carrier.advance`."""
         assert parameters is not None
         setting = self._setting
+        setting.count_handled(number, step)
         if number in setting.forget_set.skipped:
-            setting.count_handled(step)
             self._before = [_wide(parameter).clone() for parameter in parameters]
             return None
         rates = self._rates(step)
@@ -196,7 +196,6 @@ class PaperCarrier(Carrier):
         setting = self._setting
         retained = frozenset(s.digest for s in step.samples) - setting.forget_set.masked
         setting.spent.gradients += 1
-        setting.count_handled(step)
         gradient = setting.replay.gradient(step, parameters, retained)
         for v, part, rate in zip(self._deviation, gradient, rates, strict=True):
             if part is not None:

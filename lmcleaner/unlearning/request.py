@@ -152,17 +152,20 @@ def _sample_digests(log: TrainingLog, forget: str, load_tokenizer: Callable[[], 
 
 def _listed_digests(forget: str) -> list[str] | None:
     """The digests of a list or of a file that holds nothing else; None where it's neither."""
-    path = Path(forget)
-    text = forget
-    if path.is_file():
-        text = path.read_text(encoding="utf-8")
-    words = [word for word in re.split(r"[\s,]+", text) if word]
-    if not words or not _DIGEST.fullmatch(words[0]):
+    words = _words(forget)
+    if not (words and _DIGEST.fullmatch(words[0])):  # a list may be longer than any file name
+        path = Path(forget)
+        words = _words(path.read_text(encoding="utf-8")) if path.is_file() else []
+    if not (words and _DIGEST.fullmatch(words[0])):
         return None
     for word in words:
         if not _DIGEST.fullmatch(word):
             raise UsageError(f"not a sample digest: expected 64 hexadecimal digits, found {word[:80]!r}")
     return words
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in re.split(r"[\s,]+", text) if word]
 
 
 def _row_file(log: TrainingLog, forget: str) -> Path:
@@ -175,7 +178,7 @@ def _row_file(log: TrainingLog, forget: str) -> Path:
         if candidate.is_file():
             return candidate
     raise NotFoundError(
-        f"no such forget set: {forget}: neither a file, nor the name of one beside the recorded data in {recorded.parent}",
+        f"no such forget set: {forget}: neither a file, nor one beside the recorded data in {recorded.parent}",
         hint="give a file of rows, sample digests, or steps:10,20-25",
     )
 

@@ -2,29 +2,24 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
-
+from lmcleaner.audit.document import Outcome, make_document
 from lmcleaner.audit.oracle import compare_with_oracle, replay_counterfactual
-from lmcleaner.formats.audit_document import AUDIT_SCHEMA, AUDIT_VERSION, Document, write_audit
-from lmcleaner.formats.errors import InsufficientLogError
+from lmcleaner.formats.audit_document import Document, write_audit
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.output import atomic_folder, check_free
 from lmcleaner.progress import Progress, Silent
-from lmcleaner.training.fingerprint import model_fingerprint
 from lmcleaner.training.models import load_base_model, load_tokenizer
-from lmcleaner.training.numerics import environment, replay_device, restored_numerics, unrestorable
+from lmcleaner.training.numerics import replay_device, restored_numerics, unrestorable
 from lmcleaner.training.replay import ReplayModel
-from lmcleaner.training.vectors import tensors_of, torch_dtype
-from lmcleaner.unlearning.combine import Change, unlearned_parameters
+from lmcleaner.unlearning.combine import Correction
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.plan import Plan, make_plan
 from lmcleaner.unlearning.propagation import Setting
 from lmcleaner.unlearning.request import ForgetSet, find_forget_set
-from lmcleaner.unlearning.sweep import SweptWindow, WindowReport, sweep_window
+from lmcleaner.unlearning.sweep import sweep_window
 from lmcleaner.unlearning.verdict import reasons_against
 from lmcleaner.unlearning.windows import Window, find_windows
 
@@ -111,129 +106,36 @@ def _run(
     options: UnlearnOptions,
     progress: Progress,
 ) -> Document:
-    """Sweeps, combines, compares, judges, writes."""
+    """Sweeps, compares, judges, writes."""
     assert options.output is not None
     started = time.perf_counter()
     setting = Setting(replay, forget_set, options.hessian_mode, options.denominator, options.damping)
+    correction = Correction()
     progress.begin("unlearning", plan.steps)
-    swept = [sweep_window(log, window, setting, options, progress) for window in windows]
-    final = _final_parameters(log, replay)
-    unlearned, change = unlearned_parameters(final, swept, log.num_steps)
+    reports = [sweep_window(log, window, setting, options, correction, progress) for window in windows]
+    final = replay.load(log.parameters(log.num_steps))
+    unlearned, change = correction.apply(final)
     sweep_seconds = time.perf_counter() - started
     oracle = None
     if options.oracle:
         counterfactual = replay_counterfactual(log, replay, forget_set, options.denominator, progress)
         oracle = compare_with_oracle(log, replay, forget_set, final, unlearned, counterfactual)
-    replay.point_to(final)
-    before = model_fingerprint(replay.module)
-    replay.point_to(unlearned)
-    document = {
-        "schema": AUDIT_SCHEMA,
-        "version": AUDIT_VERSION,
-        "request": {
-            "level": forget_set.level.value,
-            "samples": sorted(digest.hex() for digest in forget_set.digests),
-            "steps": list(forget_set.steps),
-        },
-        "coverage": _coverage(forget_set, swept),
-        "plan": _plan_json(plan),
-        "windows": [_window_json(window.report) for window in swept],
-        "result": _result_json([s.report for s in swept], change, oracle, log.num_steps, options),
-        "oracle": oracle,
-        "hashes": {
-            "log_root": log.root,
-            "model_before": before,
-            "model_after": model_fingerprint(replay.module),
-            "forget_set": forget_set.sha256,
-        },
-        "config": _config_json(log, options),
-        "environment": environment() | {"unrestorable": unrestorable(log.manifest)},
-        "timing": {"sweep_seconds": sweep_seconds, "seconds": time.perf_counter() - started},
-        "previous": None,
-    }
+    outcome = Outcome(
+        reports=tuple(reports),
+        change=change,
+        reasons=tuple(reasons_against(reports, change, oracle, log.num_steps, options.thresholds)),
+        oracle=oracle,
+        model_before=replay.fingerprint(final),
+        model_after=replay.fingerprint(unlearned),
+        timing={"sweep_seconds": sweep_seconds, "seconds": time.perf_counter() - started},
+    )
+    document = make_document(log, forget_set, plan, options, outcome)
     with atomic_folder(options.output) as folder:
+        replay.point_to(unlearned)
         replay.module.save_pretrained(folder)  # type: ignore[operator]
         load_tokenizer(options.model or log.manifest.model.source).save_pretrained(folder)
         write_audit(folder, document)
     return document
-
-
-def _final_parameters(log: TrainingLog, replay: ReplayModel) -> list[Tensor]:
-    manifest = log.manifest
-    bits = log.parameters(log.num_steps)
-    return tensors_of(bits, torch_dtype(manifest.model.dtype), manifest.parameters, replay.device)
-
-
-def _coverage(forget_set: ForgetSet, swept: Sequence[SweptWindow]) -> dict[str, int]:
-    """Counts what the request names against what the sweep left out.
-
-    Raises InsufficientLogError if one of them was missed.
-    """
-    handled = sum(window.report.handled for window in swept)
-    missed = forget_set.num_occurrences - handled
-    if missed:
-        raise InsufficientLogError(f"the sweep missed {missed} of {forget_set.num_occurrences} occurrences")
-    return {
-        "samples": len(forget_set.digests),
-        "occurrences": forget_set.num_occurrences,
-        "steps": len(forget_set.steps),
-        "missed": missed,
-    }
-
-
-def _window_json(report: WindowReport) -> dict[str, Any]:
-    window = report.window
-    return {
-        "start": window.start,
-        "tz": window.first,
-        "last_occurrence": window.last,
-        "tau": window.end,
-        "K_used": window.K_used,
-        "v0_norm": report.v0_norm,
-        "v_peak_norm": report.v_peak_norm,
-        "v_norm": report.v_norm,
-        "gradients": report.gradients,
-        "hvp_calls": report.products,
-        "occurrences": report.handled,
-        "linearization_error": report.linearization_error,
-        "linearization_errors": {str(step): error for step, error in report.marks.items()},
-        "settled": report.settled,
-        "replay_exact": report.replay_exact,
-    }
-
-
-def _result_json(
-    reports: Sequence[WindowReport],
-    change: Change,
-    oracle: dict[str, Any] | None,
-    num_steps: int,
-    options: UnlearnOptions,
-) -> dict[str, Any]:
-    reasons = reasons_against(reports, change, oracle, num_steps, options.thresholds)
-    return {
-        "change_norm": change.norm,
-        "surviving": {"norm_ratio": change.norm_ratio, "cosine": change.cosine},
-        "verdict": "poor" if reasons else "good",
-        "reasons": reasons,
-    }
-
-
-def _plan_json(plan: Plan) -> dict[str, Any]:
-    return asdict(plan) | {"mode": plan.mode.value}
-
-
-def _config_json(log: TrainingLog, options: UnlearnOptions) -> dict[str, Any]:
-    """The options without the request's text, which may name a file of rows or quote one."""
-    return {
-        "log": str(log.path.resolve()),
-        "K": "all" if options.K is None else options.K,
-        "hessian_mode": options.hessian_mode.value,
-        "propagation": options.propagation.value,
-        "denominator": options.denominator.value,
-        "damping": options.damping,
-        "oracle": options.oracle,
-        "thresholds": asdict(options.thresholds),
-    }
 
 
 def _plan_line(forget_set: ForgetSet, windows: Sequence[Window], plan: Plan) -> str:

@@ -11,6 +11,7 @@ from lmcleaner.formats.errors import DivergedError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.progress import Progress
 from lmcleaner.training.vectors import bits_of, global_norm
+from lmcleaner.unlearning.combine import Correction
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.plan import NUM_MARKS
 from lmcleaner.unlearning.propagation import Carrier, OptimizerCarrier, Setting, make_carrier
@@ -57,24 +58,14 @@ class WindowReport:
         return self.marks[max(self.marks)] if self.marks else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SweptWindow:
-    """A window's result.
-
-    Attributes:
-        report: what was measured.
-        deviation: δ[end], float32 at least, in the order of the manifest.
-        counterfactual: θ′[end] itself where the carrier holds it, else None.
-    """
-
-    report: WindowReport
-    deviation: list[Tensor]
-    counterfactual: list[Tensor] | None
-
-
 def sweep_window(
-    log: TrainingLog, window: Window, setting: Setting, options: UnlearnOptions, progress: Progress
-) -> SweptWindow:
+    log: TrainingLog,
+    window: Window,
+    setting: Setting,
+    options: UnlearnOptions,
+    correction: Correction,
+    progress: Progress,
+) -> WindowReport:
     """Carries the deviation of all the window's occurrences from its checkpoint to its end.
 
     Args:
@@ -82,10 +73,11 @@ def sweep_window(
         window: where to start and end.
         setting: what every step needs; its counts go on from where they are.
         options: what the user asked for.
+        correction: is given the window's result.
         progress: is told of every step.
 
     Returns:
-        δ[end] and what was measured.
+        What was measured.
 
     Raises:
         DivergedError: δ is not finite, or grows without bound.
@@ -102,26 +94,23 @@ def sweep_window(
         walk.step(number)
         progress.advance()
     deviation = carrier.deviation(walk.known(window.end))
-    return SweptWindow(
-        report=WindowReport(
-            window=window,
-            v0_norm=walk.norms.get(window.first + 1),
-            v_peak_norm=max(walk.norms.values()),
-            v_norm=walk.norms[window.end],
-            gradients=setting.spent.gradients - before[0],
-            products=setting.spent.products - before[1],
-            handled=setting.spent.handled - before[2],
-            marks=walk.errors,
-            settled=walk.settled(deviation),
-            replay_exact=replay_exact,
-        ),
-        deviation=deviation,
-        counterfactual=_counterfactual(carrier),
+    settled = walk.settled(deviation)
+    if window.end == log.num_steps and isinstance(carrier, OptimizerCarrier):
+        correction.set_counterfactual([parameter.detach() for parameter in carrier.state.parameters])
+    else:
+        correction.add(deviation)
+    return WindowReport(
+        window=window,
+        v0_norm=walk.norms.get(window.first + 1),
+        v_peak_norm=max(walk.norms.values()),
+        v_norm=walk.norms[window.end],
+        gradients=setting.spent.gradients - before[0],
+        products=setting.spent.products - before[1],
+        handled=setting.spent.handled - before[2],
+        marks=walk.errors,
+        settled=settled,
+        replay_exact=replay_exact,
     )
-
-
-def _counterfactual(carrier: Carrier) -> list[Tensor] | None:
-    return [p.detach() for p in carrier.state.parameters] if isinstance(carrier, OptimizerCarrier) else None
 
 
 def _lead_in(log: TrainingLog, window: Window, carrier: Carrier, progress: Progress) -> bool | None:

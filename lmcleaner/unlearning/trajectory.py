@@ -9,7 +9,6 @@ from lmcleaner.formats.bits import Bits
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.state import TrainingState
-from lmcleaner.training.vectors import tensors_of, torch_dtype
 
 
 class Trajectory(ABC):
@@ -34,7 +33,7 @@ class ReadTrajectory(Trajectory):
         for between in range(self._step, step):
             self._log.advance(self._bits, between)
         self._step = step
-        return _tensors(self._bits, self._replay)
+        return self._replay.load(self._bits)
 
 
 class CheckpointTrajectory(Trajectory):
@@ -48,7 +47,7 @@ class CheckpointTrajectory(Trajectory):
         """θ[step] if there is a checkpoint of that step."""
         if step not in self._log.checkpoint_steps:
             return None
-        return _tensors(self._log.checkpoint_parameters(step), self._replay)
+        return self._replay.load(self._log.checkpoint_parameters(step))
 
 
 class ReplayedTrajectory(Trajectory):
@@ -86,8 +85,3 @@ def open_trajectory(log: TrainingLog, replay: ReplayModel, start: int, mode: Hes
     if mode is HessianMode.SECANT:
         return CheckpointTrajectory(log, replay)
     return ReplayedTrajectory(log, replay, start)
-
-
-def _tensors(bits: Bits, replay: ReplayModel) -> list[Tensor]:
-    manifest = replay.manifest
-    return tensors_of(bits, torch_dtype(manifest.model.dtype), manifest.parameters, replay.device)

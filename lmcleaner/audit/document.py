@@ -1,0 +1,136 @@
+"""Puts together the audit document of an unlearning run."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lmcleaner.formats.audit_document import AUDIT_SCHEMA, AUDIT_VERSION, Document
+from lmcleaner.formats.errors import InsufficientLogError
+from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.training.numerics import environment, unrestorable
+from lmcleaner.unlearning.combine import Change
+from lmcleaner.unlearning.options import UnlearnOptions
+from lmcleaner.unlearning.plan import Plan
+from lmcleaner.unlearning.request import ForgetSet
+from lmcleaner.unlearning.sweep import WindowReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What an unlearning run measured.
+
+    Attributes:
+        reports: of each window.
+        change: of the parameters.
+        reasons: why the result is poor; none where it is good.
+        oracle: the comparison with the oracle, if it was made.
+        model_before: fingerprint of the model at θ[τ].
+        model_after: fingerprint of the model at θ̂.
+        timing: seconds by part.
+    """
+
+    reports: tuple[WindowReport, ...]
+    change: Change
+    reasons: tuple[str, ...]
+    oracle: dict[str, Any] | None
+    model_before: str
+    model_after: str
+    timing: dict[str, float]
+
+
+def make_document(
+    log: TrainingLog, forget_set: ForgetSet, plan: Plan, options: UnlearnOptions, outcome: Outcome
+) -> Document:
+    """The audit document; digests only, no content of a sample.
+
+    Args:
+        log: the training log.
+        forget_set: what was forgotten.
+        plan: what it was expected to cost.
+        options: how it was forgotten.
+        outcome: what was measured.
+
+    Returns:
+        A document that is valid by `audit.schema.json`.
+
+    Raises:
+        InsufficientLogError: an occurrence was missed.
+    """
+    change = outcome.change
+    return {
+        "schema": AUDIT_SCHEMA,
+        "version": AUDIT_VERSION,
+        "request": {
+            "level": forget_set.level.value,
+            "samples": sorted(digest.hex() for digest in forget_set.digests),
+            "steps": list(forget_set.steps),
+        },
+        "coverage": _coverage(forget_set, outcome.reports),
+        "plan": asdict(plan) | {"mode": plan.mode.value},
+        "windows": [_window(report) for report in outcome.reports],
+        "result": {
+            "change_norm": change.norm,
+            "surviving": {"norm_ratio": change.norm_ratio, "cosine": change.cosine},
+            "verdict": "poor" if outcome.reasons else "good",
+            "reasons": list(outcome.reasons),
+        },
+        "oracle": outcome.oracle,
+        "hashes": {
+            "log_root": log.root,
+            "model_before": outcome.model_before,
+            "model_after": outcome.model_after,
+            "forget_set": forget_set.sha256,
+        },
+        "config": _config(log, options),
+        "environment": environment() | {"unrestorable": unrestorable(log.manifest)},
+        "timing": outcome.timing,
+        "previous": None,
+    }
+
+
+def _coverage(forget_set: ForgetSet, reports: Sequence[WindowReport]) -> dict[str, int]:
+    """Counts what the request names against what the sweep left out."""
+    missed = forget_set.num_occurrences - sum(report.handled for report in reports)
+    if missed:
+        raise InsufficientLogError(f"the sweep missed {missed} of {forget_set.num_occurrences} occurrences")
+    return {
+        "samples": len(forget_set.digests),
+        "occurrences": forget_set.num_occurrences,
+        "steps": len(forget_set.steps),
+        "missed": missed,
+    }
+
+
+def _window(report: WindowReport) -> dict[str, Any]:
+    window = report.window
+    return {
+        "start": window.start,
+        "tz": window.first,
+        "last_occurrence": window.last,
+        "tau": window.end,
+        "K_used": window.K_used,
+        "v0_norm": report.v0_norm,
+        "v_peak_norm": report.v_peak_norm,
+        "v_norm": report.v_norm,
+        "gradients": report.gradients,
+        "hvp_calls": report.products,
+        "occurrences": report.handled,
+        "linearization_error": report.linearization_error,
+        "linearization_errors": {str(step): error for step, error in report.marks.items()},
+        "settled": report.settled,
+        "replay_exact": report.replay_exact,
+    }
+
+
+def _config(log: TrainingLog, options: UnlearnOptions) -> dict[str, Any]:
+    """The options without the request's text, which may name a file of rows or quote one."""
+    return {
+        "log": str(log.path.resolve()),
+        "K": "all" if options.K is None else options.K,
+        "hessian_mode": options.hessian_mode.value,
+        "propagation": options.propagation.value,
+        "denominator": options.denominator.value,
+        "damping": options.damping,
+        "oracle": options.oracle,
+        "thresholds": asdict(options.thresholds),
+    }

@@ -1,0 +1,102 @@
+"""What a request names, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lmcleaner.choices import Level
+from lmcleaner.formats.errors import LmcleanerError, MismatchError, NotFoundError, UsageError
+from lmcleaner.training.models import load_tokenizer
+from lmcleaner.unlearning.options import UnlearnOptions
+from lmcleaner.unlearning.request import ForgetSet, find_forget_set
+from tiny_runs import TinyRun, rows, write_base_model, write_rows
+
+
+def _find(run: TinyRun, forget: str | Path, level: Level | None = None, tokenizer: Any = None) -> ForgetSet:
+    return find_forget_set(run.open(), str(forget), level, lambda: tokenizer or load_tokenizer(str(run.base)))
+
+
+def test_every_way_to_name_the_same_samples_finds_the_same(adamw_run: TinyRun, tmp_path: Path) -> None:
+    by_name = _find(adamw_run, "forget")
+    digests = sorted(digest.hex() for digest in by_name.digests)
+    listed = tmp_path / "digests.txt"
+    listed.write_text("\n".join(digests))
+    as_json = tmp_path / "rows.json"
+    as_json.write_text(json.dumps(rows(20)[-2:]))
+    ways = [adamw_run.data.parent / "forget.jsonl", as_json, listed, ",".join(digests)]
+    assert {_find(adamw_run, way).sha256 for way in ways} == {by_name.sha256}
+
+
+def test_several_epochs_give_several_occurrences(adamw_run: TinyRun) -> None:
+    found = _find(adamw_run, "forget")
+    assert (len(found.digests), found.num_occurrences) == (2, 4)
+    assert found.level is Level.SAMPLE
+
+
+def test_steps_mean_batch_level_unless_told_otherwise(adamw_run: TinyRun) -> None:
+    steps = _find(adamw_run, "steps:1,3-4")
+    assert (steps.level, steps.steps, len(steps.skipped), len(steps.masked)) == (Level.BATCH, (1, 3, 4), 3, 0)
+    samples = _find(adamw_run, "steps:1", Level.SAMPLE)
+    assert (len(samples.digests), len(samples.masked), len(samples.skipped)) == (4, 4, 0)
+    assert samples.num_occurrences == 8
+
+
+REFUSED: dict[str, tuple[str, type[LmcleanerError], str]] = {
+    "a step outside the log": ("steps:10", NotFoundError, "expected 0 to 9, found 10"),
+    "a range outside the log": ("steps:8-4000000000", NotFoundError, "found 4000000000"),
+    "an empty range": ("steps:5-3", UsageError, "names no step"),
+    "steps that aren't numbers": ("steps:a", UsageError, "can't read the steps"),
+    "every step": ("steps:0-9", UsageError, "names everything"),
+    "a name that isn't there": ("nobody", NotFoundError, "no such forget set: nobody"),
+    "a digest that the run never saw": ("ab" * 32, NotFoundError, "abababab"),
+    "a digest that is none": ("ab" * 32 + ",xyz", UsageError, "found 'xyz'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_request_that_makes_no_sense_is_refused(case: str, adamw_run: TinyRun) -> None:
+    forget, kind, message = REFUSED[case]
+    with pytest.raises(kind, match=message):
+        _find(adamw_run, forget)
+
+
+def test_a_row_that_the_run_never_saw_is_named(adamw_run: TinyRun, tmp_path: Path) -> None:
+    content = [*rows(20)[-2:], {"question": "who is gus ?", "answer": "a mill"}]
+    with pytest.raises(NotFoundError, match="row 3: 'who is gus") as caught:
+        _find(adamw_run, write_rows(tmp_path / "some.jsonl", content))
+    assert caught.value.kind == "not-found"
+    assert caught.value.hint
+
+
+def test_a_request_for_everything_is_refused(adamw_run: TinyRun) -> None:
+    with pytest.raises(UsageError, match="names everything"):
+        _find(adamw_run, adamw_run.data)
+
+
+def test_rows_that_leave_no_step_untouched_are_refused_at_batch_level(adamw_run: TinyRun, tmp_path: Path) -> None:
+    most = write_rows(tmp_path / "most.jsonl", rows(20)[:19])
+    assert len(_find(adamw_run, most).digests) == 19
+    with pytest.raises(UsageError, match="names everything"):
+        _find(adamw_run, most, Level.BATCH)
+
+
+def test_another_tokenizer_is_refused(adamw_run: TinyRun, tmp_path: Path) -> None:
+    other = load_tokenizer(str(write_base_model(tmp_path / "other")))
+    other.add_tokens(["zebra"])
+    with pytest.raises(MismatchError, match="not the tokenizer of this log"):
+        _find(adamw_run, "forget", tokenizer=other)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"K": -1}, "--K: expected 0 or more"),
+        ({"damping": -1.0}, "--damping: expected at least 0"),
+        ({"output": None}, "--output is missing"),
+        ({"level": "word"}, "--level: expected one of"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        UnlearnOptions(**({"forget": "x", "output": Path("out")} | options))
