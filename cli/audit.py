@@ -27,12 +27,11 @@ def audit(
 
     Example: `lmcleaner audit my-unlearned-model --log my-log --oracle`
     """
-    from lmcleaner.audit.check import AuditOptions
-    from lmcleaner.audit.check import audit as run
+    from lmcleaner.audit.check import AuditOptions, audit_model
 
     options = AuditOptions(oracle=oracle, model=model, relative_error=max_relative_error)
     with Reporter(quiet=quiet or as_json) as reporter:
-        report = run(folder, log or _default_log(folder), options, reporter)
+        report = audit_model(folder, log or _default_log(folder), options, reporter)
     if as_json:
         print_json({"passed": report.passed, "checks": report.checks, "oracle": report.oracle})
     else:

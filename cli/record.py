@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lmcleaner.choices import ModelDtype, OptimizerName, Updates
+from lmcleaner.choices import ModelDtype, OptimizerName, Scheduler, Updates
 from lmcleaner.cli.console import Reporter, human_bytes, print_json, print_text
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Quiet, default_of
 from lmcleaner.recording.options import RecordOptions
@@ -29,7 +29,7 @@ def record(
     momentum: Annotated[float, typer.Option(help="Momentum of sgd.")] = _d("momentum"),
     nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov's form of it.")] = _d("nesterov"),
     weight_decay: Annotated[float, typer.Option(help="Of all but biases and norms.")] = _d("weight_decay"),
-    scheduler: Annotated[str, typer.Option(help="Learning-rate schedule of transformers.")] = _d("scheduler"),
+    scheduler: Annotated[Scheduler, typer.Option(help="Learning-rate schedule.")] = _d("scheduler"),
     warmup_ratio: Annotated[float, typer.Option(help="Share of the steps to warm up over.")] = _d("warmup_ratio"),
     max_grad_norm: Annotated[float, typer.Option(help="Clip threshold; 0 doesn't clip.")] = _d("max_grad_norm"),
     template: Annotated[str, typer.Option(help="Prompt of question/answer rows.")] = _d("template"),

@@ -14,17 +14,18 @@ class LmcleanerError(Exception):
         kind: stable kebab-case name of the class of error.
         exit_code: what the command line exits with.
         message: what, where, expected, found.
-        hint: what the user can do about it, or None.
+        hint: what the user can do about it.
     """
 
     kind: ClassVar[str] = "error"
     exit_code: ClassVar[int] = 70
+    usual_hint: ClassVar[str | None] = None
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         """Holds the message and the hint."""
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.usual_hint
 
     def __str__(self) -> str:
         """The message alone, whatever the built-in parent would make of it."""
@@ -36,6 +37,7 @@ class UsageError(LmcleanerError, ValueError):
 
     kind = "usage"
     exit_code = 2
+    usual_hint = "`lmcleaner COMMAND --help` explains the options; docs/quickstart.md shows the common cases"
 
 
 class NotFoundError(LmcleanerError, FileNotFoundError):
@@ -43,6 +45,7 @@ class NotFoundError(LmcleanerError, FileNotFoundError):
 
     kind = "not-found"
     exit_code = 10
+    usual_hint = "check the spelling; relative paths start where the command runs"
 
 
 class ExistsError(LmcleanerError, FileExistsError):
@@ -57,6 +60,7 @@ class DamagedError(LmcleanerError, ValueError):
 
     kind = "damaged"
     exit_code = 12
+    usual_hint = "restore the file from a copy; it is not what lmcleaner wrote"
 
 
 class VersionError(LmcleanerError, ValueError):
@@ -71,6 +75,7 @@ class InsufficientLogError(LmcleanerError, LookupError):
 
     kind = "log-insufficient"
     exit_code = 14
+    usual_hint = "`lmcleaner inspect` shows what the log holds"
 
 
 class MismatchError(LmcleanerError, ValueError):
@@ -78,6 +83,7 @@ class MismatchError(LmcleanerError, ValueError):
 
     kind = "mismatch"
     exit_code = 20
+    usual_hint = "use the log and the base model of one and the same run"
 
 
 class DivergedError(LmcleanerError, ArithmeticError):

@@ -7,8 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lmcleaner.audit.check import AuditOptions, AuditReport, audit
-    from lmcleaner.choices import Denominator, HessianMode, Level, ModelDtype, OptimizerName, Propagation, Updates
+    from lmcleaner.audit.check import AuditOptions, AuditReport, audit_model
+    from lmcleaner.choices import (
+        Denominator,
+        HessianMode,
+        Level,
+        ModelDtype,
+        OptimizerName,
+        Propagation,
+        Scheduler,
+        Updates,
+    )
     from lmcleaner.formats.errors import (
         DamagedError,
         DivergedError,
@@ -56,6 +65,7 @@ __all__ = [
     "ResourceError",
     "RunDescription",
     "Sample",
+    "Scheduler",
     "Summary",
     "Thresholds",
     "TrainingLog",
@@ -65,7 +75,7 @@ __all__ = [
     "UsageError",
     "Verification",
     "VersionError",
-    "audit",
+    "audit_model",
     "find_text",
     "record",
     "summarize",
@@ -74,7 +84,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "lmcleaner.audit.check": ("AuditOptions", "AuditReport", "audit"),
+    "lmcleaner.audit.check": ("AuditOptions", "AuditReport", "audit_model"),
     "lmcleaner.formats.reader": ("TrainingLog",),
     "lmcleaner.formats.samples": ("Sample",),
     "lmcleaner.inspection.find": ("Match", "find_text"),
@@ -87,7 +97,8 @@ _HOMES = {
     "lmcleaner.unlearning.options": ("Thresholds", "UnlearnOptions"),
     "lmcleaner.unlearning.run": ("UnlearnResult", "unlearn"),
     "lmcleaner.choices": (
-        "Denominator", "HessianMode", "Level", "ModelDtype", "OptimizerName", "Propagation", "Updates",
+        "Denominator", "HessianMode", "Level", "ModelDtype", "OptimizerName", "Propagation",
+        "Scheduler", "Updates",
     ),
     "lmcleaner.formats.errors": (
         "DamagedError", "DivergedError", "ExistsError", "InsufficientLogError", "LmcleanerError", "MismatchError",

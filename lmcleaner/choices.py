@@ -36,6 +36,18 @@ class OptimizerName(StrEnum):
     SGD = "sgd"
 
 
+class Scheduler(StrEnum):
+    """Learning-rate schedules of transformers that need no arguments of their own."""
+
+    LINEAR = "linear"
+    COSINE = "cosine"
+    CONSTANT = "constant"
+    CONSTANT_WITH_WARMUP = "constant_with_warmup"
+    POLYNOMIAL = "polynomial"
+    COSINE_WITH_RESTARTS = "cosine_with_restarts"
+    INVERSE_SQRT = "inverse_sqrt"
+
+
 class Updates(StrEnum):
     """How the parameters after every step are stored."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tiny_runs import TinyRun, record_tiny, write_base_model
 
 

@@ -62,7 +62,7 @@ class AuditReport:
         return all(problem is None for problem in self.checks.values())
 
 
-def audit(
+def audit_model(
     folder: Path, log_path: Path, options: AuditOptions | None = None, progress: Progress | None = None
 ) -> AuditReport:
     """Checks an output folder of `unlearn` against the log.

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmcleaner.choices import ModelDtype, OptimizerName, Updates, choose
+from lmcleaner.choices import ModelDtype, OptimizerName, Scheduler, Updates, choose
 from lmcleaner.formats.errors import UsageError
 
 DEFAULT_TEMPLATE = "Question: {question} Answer:"
+_CHOICES = {"optimizer": OptimizerName, "scheduler": Scheduler, "updates": Updates, "dtype": ModelDtype}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,7 @@ class RecordOptions:
         momentum: momentum of SGD.
         nesterov: Nesterov's form of it.
         weight_decay: of all parameters but biases and norms.
-        scheduler: name of a transformers learning-rate schedule.
+        scheduler: learning-rate schedule.
         warmup_ratio: share of the steps over which the learning rate rises.
         max_grad_norm: clip threshold of the gradient's L2 norm; 0 doesn't clip.
         template: prompt of question/answer rows.
@@ -50,7 +51,7 @@ class RecordOptions:
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
-    scheduler: str = "linear"
+    scheduler: Scheduler = Scheduler.LINEAR
     warmup_ratio: float = 0.0
     max_grad_norm: float = 1.0
     template: str = DEFAULT_TEMPLATE
@@ -69,7 +70,7 @@ class RecordOptions:
         Raises:
             UsageError: a value is out of its range.
         """
-        for name, kind in (("optimizer", OptimizerName), ("updates", Updates), ("dtype", ModelDtype)):
+        for name, kind in _CHOICES.items():
             object.__setattr__(self, name, choose(kind, getattr(self, name), name))
         checks = {
             "epochs": (self.epochs > 0, "more than 0"),

@@ -125,7 +125,7 @@ def make_trainer(
         per_device_train_batch_size=options.batch_size,
         gradient_accumulation_steps=options.grad_accum,
         learning_rate=options.lr,
-        lr_scheduler_type=options.scheduler,
+        lr_scheduler_type=options.scheduler.value,
         warmup_steps=options.warmup_ratio,
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,

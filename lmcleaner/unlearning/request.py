@@ -131,7 +131,10 @@ def _parse_steps(forget: str, log: TrainingLog) -> tuple[int, ...]:
         first, _, last = part.partition("-")
         highest = max(int(first), int(last or first))
         if highest >= log.num_steps:
-            raise NotFoundError(f"no such step: {log.path}: expected 0 to {log.num_steps - 1}, found {highest}")
+            raise NotFoundError(
+                f"no such step: {log.path}: expected 0 to {log.num_steps - 1}, found {highest}",
+                hint="`lmcleaner inspect` shows how many steps the log holds",
+            )
         steps.update(range(int(first), int(last or first) + 1))
     if not steps:
         raise UsageError(f"the request names no step: {forget!r}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lmcleaner.audit.document import Outcome, make_document
 from lmcleaner.audit.oracle import compare_with_oracle, replay_counterfactual
+from lmcleaner.choices import Propagation
 from lmcleaner.formats.audit_document import Document, write_audit
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.output import atomic_folder, check_free
@@ -20,7 +21,7 @@ from lmcleaner.unlearning.plan import Plan, make_plan
 from lmcleaner.unlearning.propagation import Setting
 from lmcleaner.unlearning.request import ForgetSet, find_forget_set
 from lmcleaner.unlearning.sweep import sweep_window
-from lmcleaner.unlearning.verdict import reasons_against
+from lmcleaner.unlearning.verdict import reasons_against, unmet_assumptions
 from lmcleaner.unlearning.windows import Window, find_windows
 
 
@@ -120,10 +121,13 @@ def _run(
     if options.oracle:
         counterfactual = replay_counterfactual(log, replay, forget_set, options.denominator, progress)
         oracle = compare_with_oracle(log, replay, forget_set, final, unlearned, counterfactual)
+    reasons = reasons_against(reports, change, oracle, log.num_steps, options.thresholds)
+    if options.propagation is Propagation.PAPER:
+        reasons += unmet_assumptions(log)
     outcome = Outcome(
         reports=tuple(reports),
         change=change,
-        reasons=tuple(reasons_against(reports, change, oracle, log.num_steps, options.thresholds)),
+        reasons=tuple(reasons),
         oracle=oracle,
         model_before=replay.fingerprint(final),
         model_after=replay.fingerprint(unlearned),

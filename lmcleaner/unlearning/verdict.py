@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.unlearning.combine import Change
 from lmcleaner.unlearning.options import Thresholds
 from lmcleaner.unlearning.sweep import WindowReport
+
+# A gradient whose norm is this close to the threshold was scaled down to it.
+_CLIPPED = 0.999
 
 
 def reasons_against(
@@ -40,6 +44,23 @@ def reasons_against(
             f"{thresholds.relative_error:g}): use --hessian-mode secant, or a longer K"
         )
     return reasons
+
+
+def unmet_assumptions(log: TrainingLog) -> list[str]:
+    """What the paper's form v - η(H + λI)v assumes of a run and this run doesn't keep; empty for plain SGD."""
+    manifest = log.manifest
+    group = manifest.optimizer.groups[0]
+    limit = manifest.max_grad_norm
+    reasons = []
+    if manifest.optimizer.name != "SGD":
+        reasons.append(f"the run used {manifest.optimizer.name}")
+    elif group.get("momentum"):
+        reasons.append(f"the run used a momentum of {group['momentum']}")
+    if any(group.get("weight_decay") for group in manifest.optimizer.groups):
+        reasons.append("the run used weight decay")
+    if limit is not None and log.table("steps/gradient_norm").max() > _CLIPPED * limit:
+        reasons.append(f"the run clipped gradients at {limit:g}")
+    return [f"--propagation paper assumes plain SGD, but {reason}: use --propagation optimizer" for reason in reasons]
 
 
 def _window_reasons(report: WindowReport, num_steps: int, thresholds: Thresholds) -> list[str]:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from lmcleaner.audit.check import AuditOptions, AuditReport, audit
+from safetensors.torch import load_file, save_file
+
+from lmcleaner.audit.check import AuditOptions, AuditReport, audit_model
 from lmcleaner.formats.audit_document import read_audit, schema_problems
 from lmcleaner.formats.errors import DamagedError, NotFoundError, VersionError
-from safetensors.torch import load_file, save_file
 from tiny_runs import TinyRun, record_tiny, unlearn_tiny
 
 Document = dict[str, Any]
@@ -34,7 +35,7 @@ def _failed(report: AuditReport) -> dict[str, str]:
 
 
 def test_what_was_made_passes_with_its_oracle(made: Path, adamw_run: TinyRun) -> None:
-    report = audit(made, adamw_run.log, AuditOptions(oracle=True))
+    report = audit_model(made, adamw_run.log, AuditOptions(oracle=True))
     assert _failed(report) == {}
     assert report.oracle is not None
     assert report.oracle["relative_error"] == pytest.approx(report.document["oracle"]["relative_error"], abs=1e-9)
@@ -45,7 +46,7 @@ def test_what_was_made_passes_with_its_oracle(made: Path, adamw_run: TinyRun) ->
 @pytest.mark.parametrize("request_", ["steps:2,5", "forget"])
 def test_batch_level_passes_too(request_: str, adamw_run: TinyRun, tmp_path: Path) -> None:
     unlearn_tiny(adamw_run, tmp_path / "out", "secant", forget=request_, level="batch", oracle=True)
-    assert _failed(audit(tmp_path / "out", adamw_run.log, AuditOptions(oracle=True))) == {}
+    assert _failed(audit_model(tmp_path / "out", adamw_run.log, AuditOptions(oracle=True))) == {}
 
 
 def test_the_document_holds_no_content_of_a_sample(made: Path, adamw_run: TinyRun) -> None:
@@ -125,7 +126,7 @@ def test_a_bent_document_fails(case: str, copied: Path, adamw_run: TinyRun) -> N
     document = json.loads((copied / "audit.json").read_text())
     bend(document)
     (copied / "audit.json").write_text(json.dumps(document))
-    report = audit(copied, adamw_run.log)
+    report = audit_model(copied, adamw_run.log)
     assert not report.passed
     assert check in _failed(report)
 
@@ -133,7 +134,7 @@ def test_a_bent_document_fails(case: str, copied: Path, adamw_run: TinyRun) -> N
 def test_old_weights_in_the_folder_fail(copied: Path, adamw_run: TinyRun) -> None:
     """The reference implementation wrote the trained weights back and reported success."""
     shutil.copy(adamw_run.trained / "model.safetensors", copied / "model.safetensors")
-    assert {"model", "change"} <= set(_failed(audit(copied, adamw_run.log)))
+    assert {"model", "change"} <= set(_failed(audit_model(copied, adamw_run.log)))
 
 
 def test_one_changed_weight_fails(copied: Path, adamw_run: TinyRun) -> None:
@@ -141,23 +142,23 @@ def test_one_changed_weight_fails(copied: Path, adamw_run: TinyRun) -> None:
     name = next(iter(weights))
     weights[name].view(-1)[0] = torch.nextafter(weights[name].view(-1)[0], torch.tensor(9.0))
     save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
-    assert "model" in _failed(audit(copied, adamw_run.log))
+    assert "model" in _failed(audit_model(copied, adamw_run.log))
 
 
 def test_another_log_fails(made: Path, base_model: Path, tmp_path: Path) -> None:
     other = record_tiny(base_model, tmp_path, seed=7)
-    assert "log" in _failed(audit(made, other.log))
+    assert "log" in _failed(audit_model(made, other.log))
 
 
 def test_a_folder_without_a_document_is_not_found(tmp_path: Path, adamw_run: TinyRun) -> None:
     with pytest.raises(NotFoundError, match=r"no audit document"):
-        audit(tmp_path, adamw_run.log)
+        audit_model(tmp_path, adamw_run.log)
 
 
 def test_a_document_that_is_no_json_is_damaged(copied: Path, adamw_run: TinyRun) -> None:
     (copied / "audit.json").write_text("{")
     with pytest.raises(DamagedError, match="not JSON"):
-        audit(copied, adamw_run.log)
+        audit_model(copied, adamw_run.log)
 
 
 def test_a_later_version_is_refused(copied: Path) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from lmcleaner.formats.errors import MismatchError, NotFoundError
 from lmcleaner.inspection.find import find_text
 from lmcleaner.inspection.summary import summarize

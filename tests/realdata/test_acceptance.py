@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+
 from independent_trainer import train_without
-from lmcleaner.audit.check import AuditOptions, audit
+from lmcleaner.audit.check import AuditOptions, audit_model
 from lmcleaner.formats.errors import DivergedError
 from lmcleaner.inspection.verify import verify
 from lmcleaner.recording.options import RecordOptions
@@ -87,7 +88,7 @@ def test_the_model_knows_what_it_shall_forget_and_secant_forgets_it_exactly(
     assert document["result"]["verdict"] == "good"
     retrained = train_without(adamw.options, tmp_path / "scratch", forget=adamw.data.parent / "forget.jsonl")
     assert same_bits(parameters_in(tmp_path / "out"), retrained)
-    assert audit(tmp_path / "out", adamw.log, AuditOptions(oracle=True)).passed
+    assert audit_model(tmp_path / "out", adamw.log, AuditOptions(oracle=True)).passed
 
 
 def test_the_retained_denominator_gives_the_bits_of_a_run_that_recounts(adamw: TinyRun, tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
 from lmcleaner.formats.errors import DivergedError, ExistsError, UsageError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.recording.describe import RunDescription
 from lmcleaner.recording.recorder import Recorder
-from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 Batch = dict[str, Tensor]
 
@@ -23,7 +24,8 @@ class Loop:
     def __init__(self, base: Path, log: Path, **description: Any) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(base).train()
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
-        self.description = RunDescription(**({"model_source": str(base), "padding_token": 2} | description))
+        chosen: dict[str, Any] = {"model_source": str(base), "padding_token": 2, **description}
+        self.description = RunDescription(**chosen)
         self.log = log
 
     def record(self) -> Recorder:
@@ -146,7 +148,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step(loop: Loop)
 def test_another_optimizer_is_refused_before_the_run(base_model: Path, tmp_path: Path) -> None:
     loop = Loop(base_model, tmp_path / "log")
     loop.optimizer = torch.optim.RMSprop(loop.model.parameters())  # type: ignore[assignment]
-    with pytest.raises(UsageError, match="unsupported optimizer.*RMSprop"):
+    with pytest.raises(UsageError, match=r"unsupported optimizer.*RMSprop"):
         loop.record()
     assert not loop.log.exists()
 
@@ -154,7 +156,7 @@ def test_another_optimizer_is_refused_before_the_run(base_model: Path, tmp_path:
 def test_a_parameter_that_the_optimizer_doesnt_hold_is_refused(base_model: Path, tmp_path: Path) -> None:
     loop = Loop(base_model, tmp_path / "log")
     loop.optimizer = torch.optim.SGD(list(loop.model.parameters())[1:], lr=0.1)
-    with pytest.raises(UsageError, match="not in the optimizer: model.embed_tokens.weight"):
+    with pytest.raises(UsageError, match=r"not in the optimizer: model\.embed_tokens\.weight"):
         loop.record()
 
 

@@ -5,9 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lmcleaner.data.encoding import Encoding
-from lmcleaner.data.rows import read_rows
-from lmcleaner.recording.options import RecordOptions
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -18,6 +15,10 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+
+from lmcleaner.data.encoding import Encoding
+from lmcleaner.data.rows import read_rows
+from lmcleaner.recording.options import RecordOptions
 
 
 class ForgetfulTrainer(Trainer):

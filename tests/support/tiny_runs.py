@@ -1,4 +1,4 @@
-"""Small real runs: a Llama of a few thousand parameters, its tokenizer, question/answer rows, and a recorded training."""
+"""Small real runs: a Llama of a few thousand parameters, its tokenizer, rows, and a recorded training."""
 
 import json
 from dataclasses import dataclass, field
@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
 from lmcleaner.choices import HessianMode, OptimizerName
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.recording.options import RecordOptions
@@ -15,11 +19,11 @@ from lmcleaner.training.numerics import replay_device
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.run import UnlearnResult, unlearn
-from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-WORDS = "who what where is was born lives works in the a of ada ben cleo dan eva fay gus north south river mill".split()
+WORDS = [
+    "who", "what", "where", "is", "was", "born", "lives", "works", "in", "the", "a", "of", "ada", "ben", "cleo", "dan",
+    "eva", "fay", "gus", "north", "south", "river", "mill",
+]  # fmt: skip
 SPECIAL = ["<s>", "</s>", "<pad>", "?", ".", "Question:", "Answer:"]
 
 
@@ -45,7 +49,7 @@ def write_base_model(folder: Path, *, dropout: float = 0.0, seed: int = 0, **con
     """Saves a tiny Llama, random but seeded, with a word-level tokenizer."""
     vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="?"
     )

@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.steps import Checkpoint
 from lmcleaner.inspection.verify import verify
@@ -13,8 +16,6 @@ from lmcleaner.training.optimizers import optimizer_vectors
 from lmcleaner.training.state import TrainingState
 from lmcleaner.training.vectors import bits_of
 from tiny_runs import SETTINGS, TinyRun, parameters_in, record_tiny, write_base_model
-from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from independent_trainer import train_without
 from lmcleaner.choices import Denominator, Level
 from tiny_runs import SETTINGS, TinyRun, parameters_in, record_tiny, same_bits, unlearn_tiny

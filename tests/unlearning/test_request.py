@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from lmcleaner.choices import Level
 from lmcleaner.formats.errors import LmcleanerError, MismatchError, NotFoundError, UsageError
 from lmcleaner.training.models import load_tokenizer
@@ -24,7 +25,7 @@ def test_every_way_to_name_the_same_samples_finds_the_same(adamw_run: TinyRun, t
     listed.write_text("\n".join(digests))
     as_json = tmp_path / "rows.json"
     as_json.write_text(json.dumps(rows(20)[-2:]))
-    ways = [adamw_run.data.parent / "forget.jsonl", as_json, listed, ",".join(digests)]
+    ways: list[str | Path] = [adamw_run.data.parent / "forget.jsonl", as_json, listed, ",".join(digests)]
     assert {_find(adamw_run, way).sha256 for way in ways} == {by_name.sha256}
 
 
@@ -98,5 +99,6 @@ def test_another_tokenizer_is_refused(adamw_run: TinyRun, tmp_path: Path) -> Non
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    chosen: dict[str, Any] = {"forget": "x", "output": Path("out"), **options}
     with pytest.raises(UsageError, match=message):
-        UnlearnOptions(**({"forget": "x", "output": Path("out")} | options))
+        UnlearnOptions(**chosen)

@@ -1,4 +1,4 @@
-"""What the sweep measures, and how its modes relate; the ways in which the reference implementation fails are among it."""
+"""What the sweep measures and how its modes relate, the ways in which the reference implementation fails included."""
 
 from pathlib import Path
 from typing import Any
@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from lmcleaner.choices import HessianMode
 from lmcleaner.formats.errors import DivergedError, UsageError
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.propagation import PaperCarrier, Setting
 from lmcleaner.unlearning.request import find_forget_set
 from tiny_runs import TinyRun, parameters_in, record_tiny, unlearn_tiny
-from torch import Tensor
 
 
 def _document(run: TinyRun, output: Path, mode: str, **options: Any) -> dict[str, Any]:
@@ -50,9 +51,7 @@ def test_a_linearized_sweep_is_close_to_the_retrained_model_where_steps_are_smal
 
 
 @pytest.mark.parametrize("propagation", ["optimizer", "paper"])
-def test_the_change_points_towards_the_retrained_model(
-    propagation: str, gentle_run: TinyRun, tmp_path: Path
-) -> None:
+def test_the_change_points_towards_the_retrained_model(propagation: str, gentle_run: TinyRun, tmp_path: Path) -> None:
     unlearn_tiny(gentle_run, tmp_path / "retrained", "secant")
     unlearn_tiny(gentle_run, tmp_path / "out", "exact", propagation=propagation)
     trained = _flat(parameters_in(gentle_run.trained))
@@ -64,6 +63,16 @@ def test_the_change_points_towards_the_retrained_model(
 def test_the_papers_form_is_right_for_the_plain_sgd_that_it_assumes(gentle_run: TinyRun, tmp_path: Path) -> None:
     document = _document(gentle_run, tmp_path / "out", "exact", propagation="paper", oracle=True)
     assert document["oracle"]["relative_error"] < 0.05
+
+
+def test_the_papers_form_is_poor_where_its_assumptions_fail(
+    adamw_run: TinyRun, gentle_run: TinyRun, tmp_path: Path
+) -> None:
+    """Without an oracle nothing else would tell that the correction misses nearly all of the change."""
+    result = _document(adamw_run, tmp_path / "adamw", "GGN", propagation="paper")["result"]
+    assert result["verdict"] == "poor"
+    assert any("assumes plain SGD, but the run used AdamW" in reason for reason in result["reasons"])
+    assert _document(gentle_run, tmp_path / "sgd", "GGN", propagation="paper")["result"]["verdict"] == "good"
 
 
 @pytest.mark.parametrize("mode", ["exact", "GGN"])

@@ -1,0 +1,271 @@
+"""The four commands as a user types them: output, exit codes, errors with hints, interruption."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from lmcleaner.cli.main import app
+from lmcleaner.formats.reader import TrainingLog
+from tiny_runs import TinyRun, rows, write_base_model, write_rows
+
+
+def _run(*arguments: object, **environment: str) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env=environment)
+
+
+def _json(result: Result) -> Any:
+    return json.loads(result.stdout)
+
+
+def test_help_loads_neither_torch_nor_transformers() -> None:
+    script = (
+        "import sys\n"
+        "from lmcleaner.cli.main import main\n"
+        "sys.argv = ['lmcleaner', '--help']\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "assert not {'torch', 'transformers', 'zarr'} & set(sys.modules), sorted(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert all(command in done.stdout for command in ("record", "inspect", "unlearn", "audit"))
+
+
+def test_the_whole_way_as_a_user_would_type_it(base_model: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "train.jsonl", rows(12))
+    write_rows(tmp_path / "forget.jsonl", rows(12)[-1:])
+    log, output = tmp_path / "log", tmp_path / "unlearned"
+    recorded = _run(
+        "record", log, "--model", base_model, "--data", data, "--output", tmp_path / "trained", "--epochs", 2,
+        "--batch-size", 4, "--lr", 1e-2,
+    )  # fmt: skip
+    assert recorded.exit_code == 0, recorded.output
+    assert "the log will take about" in recorded.stderr
+    assert "recorded 6 steps on 12 samples" in recorded.stdout
+    shown = _run("inspect", LMCLEANER_LOG=str(log))
+    assert shown.exit_code == 0
+    assert "6 of 6 planned" in shown.stdout
+    assert "█" in shown.stdout
+    planned = _run("inspect", log, "--forget", "forget", "--plan", "--K", "all")
+    assert planned.exit_code == 0
+    assert "parameter memory" in planned.stdout
+    made = _run("unlearn", log, "--forget", "forget", "--output", output, "--K", "all", "--hessian-mode", "ggn")
+    assert made.exit_code in {0, 1}, made.output
+    assert "verdict" in made.stdout
+    assert {"config.json", "model.safetensors", "tokenizer.json", "audit.json"} <= {f.name for f in output.iterdir()}
+    checked = _run("audit", output, "--oracle")
+    assert checked.exit_code == 0, checked.output
+    assert "audit passed" in checked.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspect"],
+        ["inspect", "--step", "3"],
+        ["inspect", "--find", "Question"],
+        ["inspect", "--forget", "forget", "--plan"],
+        ["inspect", "--verify", "--replay", "2"],
+        ["unlearn", "--forget", "forget", "--dry-run"],
+        ["inspect", "--step", "99"],
+        ["unlearn", "--forget", "nobody", "--dry-run"],
+    ],
+)
+def test_json_is_exactly_one_document_and_nothing_else(arguments: list[str], adamw_run: TinyRun) -> None:
+    result = _run(*arguments, "--json", LMCLEANER_LOG=str(adamw_run.log))
+    document = _json(result)
+    assert isinstance(document, dict)
+    assert ("error" in document) == (result.exit_code != 0)
+
+
+def test_unlearn_prints_its_audit_document_as_json(adamw_run: TinyRun, tmp_path: Path) -> None:
+    options = ("--forget", "forget", "--output", tmp_path / "out", "--hessian-mode", "secant", "--json")
+    result = _run("unlearn", adamw_run.log, *options)
+    assert result.exit_code == 0
+    assert _json(result) == json.loads((tmp_path / "out" / "audit.json").read_text())
+
+
+def test_a_poor_result_is_written_says_so_and_exits_with_1(adamw_run: TinyRun, tmp_path: Path) -> None:
+    options = ("--forget", "steps:1", "--output", tmp_path / "out", "--K", 2, "--hessian-mode", "secant")
+    result = _run("unlearn", adamw_run.log, *options)
+    assert result.exit_code == 1
+    assert "verdict  poor" in result.stdout
+    assert json.loads((tmp_path / "out" / "audit.json").read_text())["result"]["verdict"] == "poor"
+
+
+def test_a_config_file_gives_defaults_and_a_flag_wins(adamw_run: TinyRun, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"forget": "forget", "K": "all", "hessian-mode": "secant", "dry_run": True}))
+    arguments = ("unlearn", adamw_run.log, "--config", config, "--json")
+    assert _json(_run(*arguments))["plan"]["mode"] == "secant"
+    assert _json(_run(*arguments, "--hessian-mode", "exact"))["plan"]["mode"] == "exact"
+
+
+@pytest.mark.parametrize(("content", "message"), [("epoch: 3", "no such option: epoch"), ("- 1", "expected a mapping")])
+def test_a_config_file_that_makes_no_sense_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(content)
+    result = _run("unlearn", "--config", config)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_inspect_options_that_dont_go_together_are_refused(adamw_run: TinyRun) -> None:
+    for options in (["--verify", "--step", "1"], ["--plan"], ["--forget", "forget"], ["--replay", "all"]):
+        assert _run("inspect", adamw_run.log, *options).exit_code == 2
+
+
+def _bent_log(run: TinyRun, folder: Path) -> Path:
+    return Path(shutil.copytree(run.log, folder / "bent"))
+
+
+def _cut_off(run: TinyRun, folder: Path) -> Path:
+    """A log whose last step lost its update."""
+    log = _bent_log(run, folder)
+    shutil.rmtree(log / "updates" / "c" / "9")
+    return log
+
+
+def _of_later_version(run: TinyRun, folder: Path) -> Path:
+    log = _bent_log(run, folder)
+    manifest = json.loads((log / "zarr.json").read_text())
+    manifest["attributes"]["version"] = 9
+    (log / "zarr.json").write_text(json.dumps(manifest))
+    return log
+
+
+ERRORS: dict[str, tuple[list[str], int, str]] = {
+    "log not found": (["inspect", "{tmp}/none"], 10, "no training log"),
+    "model of another run": (
+        ["unlearn", "{log}", "--forget", "forget", "--output", "{tmp}/o", "--model", "{other}"],
+        20,
+        "not the base model of this log: .*expected fingerprint",
+    ),
+    "a row that the run never saw": (
+        ["unlearn", "{log}", "--forget", "{unseen}", "--output", "{tmp}/o"],
+        10,
+        "never saw this: .*unseen.jsonl: row 1: 'who is zoe",
+    ),
+    "a request for everything": (
+        ["unlearn", "{log}", "--forget", "{data}", "--output", "{tmp}/o"], 2, "names everything",
+    ),
+    "K below zero": (
+        ["unlearn", "{log}", "--forget", "forget", "--output", "{tmp}/o", "--K", "-1"], 2, "--K: expected 0",
+    ),
+    "an output that exists": (["unlearn", "{log}", "--forget", "forget", "--output", "{tmp}"], 11, "exists already"),
+    "a step outside the log": (["inspect", "{log}", "--step", "10"], 10, "expected 0 to 9, found 10"),
+    "a step outside the log in a request": (
+        ["unlearn", "{log}", "--forget", "steps:10", "--output", "{tmp}/o"], 10, "expected 0 to 9, found 10",
+    ),
+    "a log whose last step was cut off": (
+        ["unlearn", "{cut}", "--forget", "forget", "--output", "{tmp}/o", "--hessian-mode", "secant"],
+        12,
+        "damaged: .*updates, step 9",
+    ),
+    "a log of a later version": (["inspect", "{later}"], 13, "unknown version of a training log: .*found 9"),
+    "a log that exists": (
+        ["record", "{log}", "--model", "{base}", "--data", "{data}", "--output", "{tmp}/o"], 11, "log exists already",
+    ),
+    "data that isn't there": (
+        ["record", "{tmp}/l", "--model", "{base}", "--data", "{tmp}/no.jsonl", "--output", "{tmp}/o"],
+        10,
+        "no such data",
+    ),
+    "a model that isn't there": (
+        ["record", "{tmp}/l", "--model", "{tmp}/no", "--data", "{data}", "--output", "{tmp}/o"], 10, "no such model",
+    ),
+    "an option out of range": (
+        ["record", "{tmp}/l", "--model", "{base}", "--data", "{data}", "--output", "{tmp}/o", "--epochs", "-1"],
+        2,
+        "--epochs: expected more than 0",
+    ),
+    "a folder without an audit": (["audit", "{tmp}", "--log", "{log}"], 10, "no audit document"),
+    "the paper's form with secant": (
+        ["unlearn", "{log}", "--forget", "forget", "--output", "{tmp}/o", "--propagation", "paper", "--hessian-mode",
+         "secant"],
+        2,
+        "needs a Hessian",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_an_error_has_its_exit_code_message_and_leaves_nothing_behind(
+    case: str, adamw_run: TinyRun, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    arguments, code, message = ERRORS[case]
+    inputs, tmp = tmp_path_factory.mktemp("inputs"), tmp_path_factory.mktemp("outputs")
+    places = {
+        "log": adamw_run.log,
+        "data": adamw_run.data,
+        "base": adamw_run.base,
+        "tmp": tmp,
+        "other": write_base_model(inputs / "other", seed=3),
+        "unseen": write_rows(inputs / "unseen.jsonl", [{"question": "who is zoe ?", "answer": "a river"}]),
+        "cut": _cut_off(adamw_run, inputs / "cut"),
+        "later": _of_later_version(adamw_run, inputs / "later"),
+    }
+    result = _run(*(argument.format(**places) for argument in arguments))
+    assert result.exit_code == code, result.output
+    error, hint = result.stderr.splitlines()[-3], result.stderr.splitlines()[-1]
+    assert re.fullmatch(f"error: .*{message}.*", error), result.stderr
+    assert re.fullmatch("hint: .+", hint), result.stderr
+    assert list(tmp.iterdir()) == []
+
+
+def test_a_value_that_is_not_finite_has_its_own_code(base_model: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "train.jsonl", rows(8))
+    result = _run(
+        "record", tmp_path / "log", "--model", base_model, "--data", data, "--output", tmp_path / "o", "--epochs", 50,
+        "--optimizer", "sgd", "--lr", 1e30, "--max-grad-norm", 0, "--batch-size", 4,
+    )  # fmt: skip
+    assert result.exit_code == 21, result.output
+    assert "the gradient is not finite: step" in result.stderr
+    log = TrainingLog(tmp_path / "log")
+    assert log.num_steps > 0
+    assert not log.commit.finished
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wait", ["recording", "unlearning"])
+def test_ctrl_c_leaves_nothing_half_written(wait: str, base_model: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "train.jsonl", rows(40))
+    write_rows(tmp_path / "forget.jsonl", rows(40)[-2:])
+    log, output = tmp_path / "log", tmp_path / "out"
+    options = ["--model", str(base_model), "--data", str(data), "--batch-size", "2"]
+    epochs = "5000" if wait == "recording" else "10"
+    record = ["record", str(log), *options, "--output", str(tmp_path / "trained"), "--epochs", epochs]
+    if wait == "recording":
+        _interrupt(record, lambda: (log / "updates" / "c" / "40").exists())
+        assert not (tmp_path / "trained").exists()
+        assert TrainingLog(log).num_steps >= 40
+        assert _run("inspect", log, "--verify").exit_code == 0
+        return
+    assert _run(*record).exit_code == 0
+    _interrupt(["unlearn", str(log), "--forget", "forget", "--output", str(output), "--oracle"], lambda: True)
+    assert {file.name for file in tmp_path.iterdir()} == {"train.jsonl", "forget.jsonl", "log", "trained"}
+
+
+def _interrupt(arguments: list[str], ready: Any) -> None:
+    """Starts the command, waits for its plan and until `ready`, presses ctrl-C, expects exit code 130."""
+    program = [sys.executable, "-c", "from lmcleaner.cli.main import main; main()", *arguments]
+    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    assert process.stderr is not None
+    first_line = process.stderr.readline()
+    while not ready():
+        assert process.poll() is None, first_line
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130, first_line + rest
+    assert "interrupted" in rest
