@@ -44,7 +44,7 @@ bench: install
 	$(BIN)/python benchmarks/run.py
 
 docs: install
-	$(BIN)/python docs/make_cli.py
+	$(BIN)/typer lmcleaner.cli.main utils docs --name lmcleaner --title "Command line" --output docs/cli.md
 
 clean:
 	rm -rf build demo-run .mypy_cache .ruff_cache .pytest_cache

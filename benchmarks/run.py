@@ -1,4 +1,4 @@
-"""Prints what recording and unlearning cost on a model made here: time, memory, bytes; with the machine and the settings.
+"""Prints what recording and unlearning cost on a model made here, with the machine and the settings.
 
 Each part runs in a process of its own, so that its peak memory is its own.
 """
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,41 +19,53 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lmcleaner import RecordOptions, Thresholds, TrainingLog, UnlearnOptions, record, unlearn
+from lmcleaner import HessianMode, OptimizerName, RecordOptions, TrainingLog, UnlearnOptions, record, unlearn
 from lmcleaner.training.models import load_base_model
 from lmcleaner.training.numerics import device_name, replay_device, restored_numerics
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.state import TrainingState
 
 STEPS = 12
-SHAPE = {
-    "hidden_size": 256,
-    "intermediate_size": 704,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "vocab_size": 4096,
+VOCABULARY = 4096
+SHAPES = {
+    "large": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 8},
+    "warm-up": {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2},
 }
+STATES = {"adamw": 2, "sgd-momentum": 1, "sgd": 0}
+RUNS = [("secant", "all", "one"), ("secant", "2", "one"), ("secant", "all", "many")]
+RUNS += [("GGN", "all", "one"), ("GGN", "all", "many"), ("exact", "all", "one")]
+
+# Large blocks go back to the system when they are freed, so that resident memory is what is in use.
+ENVIRONMENT = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
-def make_inputs(folder: Path) -> None:
-    """Writes a random Llama, a tokenizer of numbered words, and rows of 64 words."""
+def make_inputs(folder: Path, size: str) -> dict[str, Any]:
+    """Writes a random Llama, a tokenizer of numbered words, and rows of 64 words; gives the number of parameters."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    vocabulary = {"<s>": 0, "</s>": 1, "<pad>": 2} | {f"w{i}": i for i in range(3, SHAPE["vocab_size"])}
+    vocabulary = {"<s>": 0, "</s>": 1, "<pad>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     torch.manual_seed(0)
-    config = LlamaConfig(**SHAPE, num_key_value_heads=4, max_position_embeddings=128, tie_word_embeddings=True)
-    LlamaForCausalLM(config).save_pretrained(folder / "base")
+    shape: dict[str, Any] = {
+        **SHAPES[size],
+        "vocab_size": VOCABULARY,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+    }
+    model = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True))
+    model.save_pretrained(folder / size)
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<pad>"
     )
-    wrapped.save_pretrained(folder / "base")
-    words = torch.randint(3, SHAPE["vocab_size"], (STEPS * 4, 64)).tolist()
+    wrapped.save_pretrained(folder / size)
+    torch.manual_seed(0)  # the same rows for every size of model
+    words = torch.randint(3, VOCABULARY, (STEPS * 4, 64)).tolist()
     rows = [json.dumps({"text": " ".join(f"w{word}" for word in row)}) + "\n" for row in words]
     (folder / "train.jsonl").write_text("".join(rows))
     (folder / "one.jsonl").write_text(rows[0])
     (folder / "many.jsonl").write_text("".join(rows[: STEPS * 2]))
+    return {"parameters": model.num_parameters()}
 
 
 def peak_bytes() -> int:
@@ -68,84 +81,93 @@ def reset_peak() -> int:
 
 
 def run_step(folder: Path, optimizer: str) -> dict[str, Any]:
-    """One plain training step: what its activations take, beside the vectors that it holds anyway."""
-    log = TrainingLog(folder / f"log-{optimizer}")
-    replay = ReplayModel(load_base_model(log.manifest), log.manifest, replay_device(log.manifest))
-    with restored_numerics(log.manifest.numerics):
-        state = TrainingState(log.manifest, log.checkpoint(0), replay.device)
-        step = log.step(0)
-        state.apply(replay.gradient(step, state.parameters), step.lr)
-        before, started = reset_peak(), time.perf_counter()
-        replay.gradient(step, state.parameters)
-        return {"peak": peak_bytes() - before, "seconds": time.perf_counter() - started}
+    """One plain gradient: what it takes beside the vectors that are there anyway."""
+    measured: dict[str, Any] = {}
+    for size in ("warm-up", "large"):
+        log = TrainingLog(folder / f"log-{size}-{optimizer}")
+        replay = ReplayModel(load_base_model(log.manifest), log.manifest, replay_device(log.manifest))
+        with restored_numerics(log.manifest.numerics):
+            state, step = TrainingState(log.manifest, log.checkpoint(0), replay.device), log.step(0)
+            state.apply(replay.gradient(step, state.parameters), step.lr)
+            before, started = reset_peak(), time.perf_counter()
+            replay.gradient(step, state.parameters)
+            measured = {"peak": peak_bytes() - before, "seconds": time.perf_counter() - started}
+    return measured
 
 
-def run_unlearn(folder: Path, optimizer: str, mode: str, forget: str, steps: str) -> dict[str, Any]:
-    """One unlearning run; its peak over what is resident once torch and the libraries are loaded."""
-    options = UnlearnOptions(
-        forget=str(folder / f"{forget}.jsonl"), output=folder / f"out-{optimizer}-{mode}-{forget}-{steps}",
-        K=None if steps == "all" else int(steps), hessian_mode=mode, thresholds=Thresholds(),
-    )  # fmt: skip
-    log = folder / f"log-{optimizer}"
-    before = reset_peak()
-    result = unlearn(log, options)
-    assert result.document is not None
-    return {"peak": peak_bytes() - before, "seconds": result.document["timing"]["sweep_seconds"]}
+def run_unlearn(folder: Path, optimizer: str, mode: str, steps: str, forget: str) -> dict[str, Any]:
+    """One unlearning run, after one of a tiny model has loaded all libraries."""
+    measured: dict[str, Any] = {}
+    for size in ("warm-up", "large"):
+        options = UnlearnOptions(
+            forget=str(folder / f"{forget}.jsonl"), output=folder / f"out-{size}-{optimizer}-{mode}-{steps}-{forget}",
+            K=None if steps == "all" else int(steps), hessian_mode=HessianMode(mode),
+        )  # fmt: skip
+        before = reset_peak()
+        document = unlearn(folder / f"log-{size}-{optimizer}", options).document
+        assert document is not None
+        measured = {"peak": peak_bytes() - before, "seconds": document["timing"]["sweep_seconds"]}
+    return measured
 
 
-def run_record(folder: Path, optimizer: str) -> dict[str, Any]:
+def run_record(folder: Path, optimizer: str, size: str) -> dict[str, Any]:
     """Records the run that the others read."""
-    momentum = {"momentum": 0.9} if optimizer == "sgd-momentum" else {}
+    momentum = 0.9 if optimizer == "sgd-momentum" else 0.0
     options = RecordOptions(
-        model=str(folder / "base"), data=str(folder / "train.jsonl"), output=folder / f"trained-{optimizer}",
-        epochs=1, batch_size=4, lr=1e-4, optimizer=optimizer.partition("-")[0], threads=1, **momentum,
+        model=str(folder / size), data=str(folder / "train.jsonl"), output=folder / f"trained-{size}-{optimizer}",
+        epochs=1, batch_size=4, lr=1e-4, optimizer=OptimizerName(optimizer.partition("-")[0]), momentum=momentum,
+        threads=1,
     )  # fmt: skip
-    before, started = reset_peak(), time.perf_counter()
-    result = record(folder / f"log-{optimizer}", options)
-    seconds = time.perf_counter() - started
-    return {"peak": peak_bytes() - before, "seconds": seconds, "bytes": result.log_bytes}
+    started = time.perf_counter()
+    result = record(folder / f"log-{size}-{optimizer}", options)
+    return {"seconds": time.perf_counter() - started, "bytes": result.log_bytes}
 
 
-PARTS = {"step": run_step, "unlearn": run_unlearn, "record": run_record}
+PARTS: dict[str, Callable[..., dict[str, Any]]] = {
+    "inputs": make_inputs,
+    "step": run_step,
+    "unlearn": run_unlearn,
+    "record": run_record,
+}
 
 
 def in_own_process(part: str, folder: Path, *arguments: str) -> dict[str, Any]:
     """Runs a part in a fresh process and returns what it measured."""
     command = [sys.executable, __file__, part, str(folder), *arguments]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
     measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return measured
 
 
 def measure(folder: Path, console: Console) -> None:
     """Runs all parts and prints their figures."""
-    make_inputs(folder)
-    table = Table("optimizer", "mode", "K", "forgotten rows", "seconds", "peak MB", "vectors + activations", "limit")
-    for optimizer, states in {"adamw": 2, "sgd-momentum": 1, "sgd": 0}.items():
-        recorded = in_own_process("record", folder, optimizer)
-        elements = TrainingLog(folder / f"log-{optimizer}").manifest.num_elements
+    for size in SHAPES:
+        make_inputs(folder, size)
+    columns = ("optimizer", "mode", "K", "rows", "seconds", "peak MB", "peak in vectors", "limit in vectors")
+    table = Table(*columns)
+    for optimizer, states in STATES.items():
+        in_own_process("record", folder, optimizer, "warm-up")
+        recorded = in_own_process("record", folder, optimizer, "large")
+        elements = TrainingLog(folder / f"log-large-{optimizer}").manifest.num_elements
         vector = elements * 4
         step = in_own_process("step", folder, optimizer)
-        activations = step["peak"] - vector  # its gradient is a vector that the limit counts apart
-        per_value = recorded["bytes"]["updates"] / elements / STEPS
+        activations = max(0, step["peak"] - vector)  # its gradient is a vector that the limit counts apart
         console.print(
-            f"{optimizer}: {elements:,} parameters, {vector / 1e6:.1f} MB a vector; recording {recorded['seconds']:.1f} s, "
-            f"{per_value:.2f} bytes per parameter and step; one gradient {step['seconds']:.2f} s, activations "
-            f"{activations / 1e6:.1f} MB"
+            f"{optimizer}: {elements:,} parameters, {vector / 1e6:.1f} MB a vector; recording "
+            f"{recorded['seconds']:.1f} s, updates {recorded['bytes']['updates'] / elements / STEPS:.2f} bytes per "
+            f"parameter and step; one gradient {step['seconds']:.2f} s, activations {activations / 1e6:.1f} MB"
         )
         limit = (2 + 2 * states + 2) + activations / vector
-        for mode, steps, forget in (
-            ("secant", "all", "one"), ("secant", "2", "one"), ("secant", "all", "many"),
-            ("GGN", "all", "one"), ("GGN", "all", "many"), ("exact", "all", "one"),
-        ):  # fmt: skip
-            found = in_own_process("unlearn", folder, optimizer, mode, forget, steps)
+        for mode, steps, forget in RUNS:
+            found = in_own_process("unlearn", folder, optimizer, mode, steps, forget)
             rows = "1" if forget == "one" else str(STEPS * 2)
+            peak = found["peak"]
+            seconds = f"{found['seconds']:.1f}"
             table.add_row(
-                optimizer, mode, steps, rows, f"{found['seconds']:.1f}", f"{found['peak'] / 1e6:.0f}",
-                f"{found['peak'] / vector:.1f}", f"{limit:.1f}",
-            )  # fmt: skip
+                optimizer, mode, steps, rows, seconds, f"{peak / 1e6:.0f}", f"{peak / vector:.1f}", f"{limit:.1f}"
+            )
     console.print(table)
-    console.print("peak and limit in parameter vectors: (2 + 2 x optimizer state + 2) + one step's activations")
+    console.print("limit: 2 + 2 x optimizer state + 2 parameter vectors, and one training step's activations")
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ the sign into the lowest bit, and the high bits that stay zero are what bitshuff
 is a bijection of unsigned integers: NaN payloads, infinities, denormals and -0.0 come back as they were.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ BIT_DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(np.uint16),
     "float64": np.dtype(np.uint64),
 }
+
+_BLOCK = 1 << 18  # elements that are worked on at once; a few megabytes of temporaries
 
 
 def _sign_shift(bits: Bits) -> Any:
@@ -67,3 +70,27 @@ def apply_update(before: Bits, update: Bits) -> Bits:
     one = update.dtype.type(1)
     difference = (update >> one) ^ np.negative(update & one)
     return from_ordered(to_ordered(before) + difference)
+
+
+def apply_in_parts(parameters: Sequence[Bits], updates: Iterable[Bits]) -> None:
+    """Applies an update in place, block by block, so that temporaries stay small.
+
+    Args:
+        parameters: bit patterns of θ[t] in one or more consecutive parts, which become those of θ[t+1].
+        updates: the update in consecutive parts, however it is cut; as many elements as `parameters`.
+
+    Raises:
+        ValueError: the update is shorter than the parameters.
+    """
+    remaining = iter(updates)
+    update: Bits = np.empty(0, np.uint32)
+    for part in parameters:
+        done = 0
+        while done < len(part):
+            if not len(update):
+                update = next(remaining, update)
+            count = min(len(part) - done, len(update), _BLOCK)
+            if not count:
+                raise ValueError("the update is shorter than the parameters")
+            part[done : done + count] = apply_update(part[done : done + count], update[:count])
+            update, done = update[count:], done + count

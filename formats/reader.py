@@ -1,5 +1,7 @@
 """Reads a training log, never changes it, and trusts nothing that its digests don't cover."""
 
+import hashlib
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import zarr
 import zarr.errors
 from numpy.typing import NDArray
 
-from lmcleaner.formats.bits import BIT_DTYPES, Bits, apply_update
+from lmcleaner.formats.bits import BIT_DTYPES, Bits, apply_in_parts
 from lmcleaner.formats.canonical import array_digest
 from lmcleaner.formats.commit import Commit
 from lmcleaner.formats.errors import InsufficientLogError, NotFoundError
@@ -156,11 +158,11 @@ class TrainingLog:
         """θ[step] from its checkpoint, bit patterns `[num_elements]`, checked against its digest."""
         return self._checkpoint_array(step, "parameters")
 
-    def advance(self, parameters: Bits, step: int) -> None:
+    def advance(self, parameters: Sequence[Bits], step: int) -> None:
         """Takes θ[step] to θ[step+1] in place, and checks the result against its digest.
 
         Args:
-            parameters: bit patterns of θ[step], `[num_elements]`.
+            parameters: bit patterns of θ[step] in one or more consecutive parts, `[num_elements]` together.
             step: the step to apply.
 
         Raises:
@@ -174,14 +176,13 @@ class TrainingLog:
                 f"the log holds no updates: {self.path}: step {step}", hint="record with --updates lossless"
             )
         try:
-            updates = self._array(UPDATES)
-            for start in range(0, len(parameters), VECTOR_CHUNK):
-                part = slice(start, start + VECTOR_CHUNK)
-                update = np.asarray(updates[step, part], dtype=BIT_DTYPES[self.manifest.model.dtype])
-                parameters[part] = apply_update(parameters[part], update)
+            apply_in_parts(parameters, self._update_chunks(step))
         except _UNREADABLE as error:
             raise damaged(str(self.path), UPDATES, f"can't be read ({error})", step=step) from error
-        if array_digest(parameters) != self.parameters_digest(step + 1):
+        content = hashlib.sha256()
+        for part in parameters:
+            content.update(part.data)
+        if content.digest() != self.parameters_digest(step + 1):
             raise damaged(str(self.path), UPDATES, "the update doesn't lead to the parameters of the run", step=step)
 
     def parameters(self, step: int) -> Bits:
@@ -190,7 +191,7 @@ class TrainingLog:
         start = self.nearest_checkpoint(step)
         bits = self.checkpoint_parameters(start)
         for between in range(start, step):
-            self.advance(bits, between)
+            self.advance([bits], between)
         return bits
 
     def parameters_digest(self, step: int) -> bytes:
@@ -206,6 +207,11 @@ class TrainingLog:
                 f"no such step: {self.path}: expected 0 to {last}, found {step}",
                 hint="`lmcleaner inspect` shows how many steps the log holds",
             )
+
+    def _update_chunks(self, step: int) -> Iterator[Bits]:
+        updates, dtype = self._array(UPDATES), BIT_DTYPES[self.manifest.model.dtype]
+        for start in range(0, self.manifest.num_elements, VECTOR_CHUNK):
+            yield np.asarray(updates[step, start : start + VECTOR_CHUNK], dtype=dtype)
 
     def _rows(self, stops: str, row: int) -> range:
         """Rows of the next finer table that row `row` of a table covers."""

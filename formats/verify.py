@@ -62,7 +62,7 @@ def _update_problems(log: TrainingLog) -> Iterator[Problem | None]:
         if bits is None:
             yield Problem(array=UPDATES, step=step, message="can't be reached: a part before it is damaged")
             continue
-        problem = _problem(UPDATES, step, log.advance, bits, step)
+        problem = _problem(UPDATES, step, log.advance, [bits], step)
         if problem is not None:
             bits = None
         yield problem

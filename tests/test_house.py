@@ -105,3 +105,10 @@ def test_the_wheel_holds_every_module_schema_and_nothing_else(tmp_path: Path) ->
         for file in (ROOT / folder).rglob(suffix)
     }
     assert names == expected
+
+
+def test_the_command_line_reference_is_that_of_the_commands() -> None:
+    """`make docs` writes it anew."""
+    command = [sys.executable, "-m", "typer", "lmcleaner.cli.main", "utils", "docs", "--name", "lmcleaner"]
+    shown = subprocess.run([*command, "--title", "Command line"], check=True, capture_output=True, text=True, cwd="/")
+    assert shown.stdout.strip() == (ROOT / "docs" / "cli.md").read_text().strip()

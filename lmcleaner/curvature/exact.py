@@ -3,7 +3,7 @@
 The first backward pass gives the gradient g, the backward pass of ⟨g, v⟩ gives H·v: one forward pass for both.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,24 +13,72 @@ from lmcleaner.curvature.kernels import twice_differentiable
 from lmcleaner.training.batches import Inputs
 from lmcleaner.training.replay import ReplayModel
 
+# The graph of a double backward pass takes up to four times the activations of a plain one, so a quarter of the rows at
+# once takes no more than a training step.
+_PARTS = 4
 
-def gradient_and_product(
-    replay: ReplayModel, inputs: Inputs, vector: Sequence[Tensor], extra: Mapping[str, Any]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Gradient and Hessian product of one microbatch's loss at the parameters that the model points to.
+
+def gradient_minus_product(
+    replay: ReplayModel, inputs: Inputs, vector: Sequence[Tensor], extra: Mapping[str, Any], *, whole: bool
+) -> None:
+    """Adds g - H·v of one microbatch to the parameters' `grad`.
 
     Args:
-        replay: the model.
+        replay: the model, at the parameters that it points to.
         inputs: forward arguments, `input_ids` and `labels` int64 `[batch, seq]`.
+        vector: v, one tensor for each parameter.
+        extra: further forward arguments.
+        whole: takes all rows at once, as needed where the model draws random numbers for the whole batch.
+    """
+    for part in [inputs] if whole else _parts(inputs):
+        with twice_differentiable():
+            gradient, slope = _gradient_and_slope(replay, part, vector, extra)
+            _add_to_gradient(replay, gradient, sign=1)
+            del gradient  # as long as the parameters, and so is the product
+            _add_to_gradient(replay, torch.autograd.grad(slope, replay.parameters, materialize_grads=True), sign=-1)
+
+
+def product(replay: ReplayModel, inputs: Inputs, vector: Sequence[Tensor], extra: Mapping[str, Any]) -> list[Tensor]:
+    """H·v of one microbatch.
+
+    Args:
+        replay: the model, at the parameters that it points to.
+        inputs: forward arguments.
         vector: v, one tensor for each parameter.
         extra: further forward arguments.
 
     Returns:
-        g and H·v, one tensor for each parameter; exact up to rounding. Zeros where the loss doesn't reach a parameter.
+        One tensor for each parameter, exact up to rounding; zeros where the loss doesn't reach it.
     """
     with twice_differentiable():
-        loss = replay.scaled(replay.module(**inputs, **extra).loss)
-        gradient = torch.autograd.grad(loss, replay.parameters, create_graph=True, materialize_grads=True)
-        slope = torch.stack([(g * v).sum() for g, v in zip(gradient, vector, strict=True)]).sum()
-        product = torch.autograd.grad(slope, replay.parameters, materialize_grads=True)
-    return [g.detach() for g in gradient], list(product)
+        _, slope = _gradient_and_slope(replay, inputs, vector, extra)
+        return list(torch.autograd.grad(slope, replay.parameters, materialize_grads=True))
+
+
+def _gradient_and_slope(
+    replay: ReplayModel, inputs: Inputs, vector: Sequence[Tensor], extra: Mapping[str, Any]
+) -> tuple[list[Tensor], Tensor]:
+    """The gradient g with its graph, and ⟨g, v⟩."""
+    loss = replay.scaled(replay.module(**inputs, **extra).loss)
+    gradient = torch.autograd.grad(loss, replay.parameters, create_graph=True, materialize_grads=True)
+    return list(gradient), torch.stack([(g * v).sum() for g, v in zip(gradient, vector, strict=True)]).sum()
+
+
+def _add_to_gradient(replay: ReplayModel, tensors: Sequence[Tensor], sign: int) -> None:
+    with torch.no_grad():
+        for parameter, tensor in zip(replay.parameters, tensors, strict=True):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad.add_(tensor, alpha=sign)
+
+
+def _parts(inputs: Inputs) -> Iterator[Inputs]:
+    """Cuts a microbatch into quarters of its rows.
+
+    Yields:
+        Forward arguments of some rows, with the whole microbatch's denominator.
+    """
+    num_rows = len(inputs["input_ids"])
+    size = -(-num_rows // _PARTS)
+    for start in range(0, num_rows, size):
+        yield {name: value[start : start + size] if value.dim() else value for name, value in inputs.items()}

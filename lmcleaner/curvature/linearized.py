@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from lmcleaner.choices import Denominator, HessianMode
@@ -45,7 +44,7 @@ def predicted_gradient(
         if mode is HessianMode.GGN:
             ggn.gradient_minus_product(replay, inputs, deviation, extra)
         else:
-            _accumulate(replay, *exact.gradient_and_product(replay, inputs, deviation, extra))
+            exact.gradient_minus_product(replay, inputs, deviation, extra, whole=bool(microbatch.rng))
     gradient = replay.take_gradient()
     for part, direction in zip(gradient, deviation, strict=True):
         if part is not None:
@@ -73,18 +72,7 @@ def curvature_product(
     total = [damping * part for part in vector]
     for microbatch, inputs in zip(step.microbatches, replay.inputs(step, forgotten, denominator), strict=True):
         replay.restore_rng(microbatch.rng)
-        if mode is HessianMode.GGN:
-            product = ggn.product(replay, inputs, vector, extra)
-        else:
-            _, product = exact.gradient_and_product(replay, inputs, vector, extra)
-        for sum_so_far, part in zip(total, product, strict=True):
+        product = ggn.product if mode is HessianMode.GGN else exact.product
+        for sum_so_far, part in zip(total, product(replay, inputs, vector, extra), strict=True):
             sum_so_far.add_(part)
     return total
-
-
-def _accumulate(replay: ReplayModel, gradient: list[Tensor], product: list[Tensor]) -> None:
-    """Adds g - H·δ to the parameters' `grad`."""
-    with torch.no_grad():
-        for parameter, g, correction in zip(replay.parameters, gradient, product, strict=True):
-            g.sub_(correction)
-            parameter.grad = g if parameter.grad is None else parameter.grad.add_(g)

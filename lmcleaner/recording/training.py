@@ -22,7 +22,7 @@ from lmcleaner.recording.options import RecordOptions
 from lmcleaner.recording.recorder import Recorder
 from lmcleaner.recording.storage import StorageEstimate, check_room, estimate_storage
 from lmcleaner.training.models import load_model, load_tokenizer, padding_token, tokenizer_digest
-from lmcleaner.training.numerics import default_threads
+from lmcleaner.training.numerics import computing_with, default_threads
 from lmcleaner.training.vectors import torch_dtype
 
 
@@ -76,8 +76,10 @@ def record(log: Path, options: RecordOptions, progress: Progress | None = None) 
     encoding = Encoding(template=options.template, max_length=options.max_length)
     samples = encoding.samples(source.rows, tokenizer, source.source)
     model = load_model(options.model, torch_dtype(options.dtype))
-    _set_numerics(options, model)
-    with TemporaryDirectory() as scratch:
+    threads = options.threads or default_threads(model.num_parameters())
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    # Flushed, because tiny deviations become denormal later and slow a step down tenfold.
+    with computing_with(threads, True, deterministic), TemporaryDirectory() as scratch:
         trainer = make_trainer(model, tokenizer, samples, options, Path(scratch), progress)
         num_steps = _planned_steps(len(samples), options)
         estimate = _estimate(trainer.optimizer, model, num_steps, options)
@@ -167,12 +169,6 @@ def _progress_callback(progress: Progress) -> Any:
             progress.advance()
 
     return Advance()
-
-
-def _set_numerics(options: RecordOptions, model: Any) -> None:
-    """Fixes what decides the last bit; the log keeps it and replay restores it."""
-    torch.set_num_threads(options.threads or default_threads(model.num_parameters()))
-    torch.set_flush_denormal(True)  # tiny deviations become denormal and slow a step down tenfold
 
 
 def _planned_steps(num_rows: int, options: RecordOptions) -> int:

@@ -46,8 +46,24 @@ def restored_numerics(entry: NumericsEntry) -> Iterator[None]:
     Yields:
         Nothing.
     """
+    with computing_with(entry.threads, entry.flush_denormal, entry.deterministic):
+        yield
+
+
+@contextmanager
+def computing_with(threads: int, flush_denormal: bool, deterministic: bool) -> Iterator[None]:
+    """Sets what decides the last bit inside the block, and sets it back after it.
+
+    Args:
+        threads: intra-op threads of torch.
+        flush_denormal: whether to flush denormal numbers to zero.
+        deterministic: whether torch shall use deterministic algorithms.
+
+    Yields:
+        Nothing.
+    """
     before = torch.get_num_threads(), is_flushing_denormals(), torch.are_deterministic_algorithms_enabled()
-    _set(entry.threads, entry.flush_denormal, entry.deterministic)
+    _set(threads, flush_denormal, deterministic)
     try:
         yield
     finally:

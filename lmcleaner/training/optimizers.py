@@ -134,7 +134,7 @@ def load_vectors(
     """
     device = parameters[0].device
     parts = {
-        name: [t.clone() for t in tensors_of(bits, torch_dtype(vectors.dtypes[name]), entries, device)]
+        name: tensors_of(bits, torch_dtype(vectors.dtypes[name]), entries, device)
         for name, bits in vectors.vectors.items()
     }
     for index, parameter in enumerate(parameters):

@@ -59,7 +59,7 @@ class ReplayModel:
             parameter.data = tensor.data
 
     def load(self, bits: Bits) -> list[Tensor]:
-        """Parameter tensors on the model's device from a vector of bit patterns; on the CPU they share its memory."""
+        """Parameter tensors on the model's device from a vector of bit patterns."""
         return tensors_of(bits, torch_dtype(self.manifest.model.dtype), self.manifest.parameters, self.device)
 
     def fingerprint(self, parameters: Sequence[Tensor]) -> str:

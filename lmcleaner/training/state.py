@@ -31,7 +31,7 @@ class TrainingState:
         """
         self._max_grad_norm = manifest.max_grad_norm
         restored = tensors_of(checkpoint.parameters, torch_dtype(manifest.model.dtype), manifest.parameters, device)
-        self.parameters = [tensor.clone().requires_grad_() for tensor in restored]
+        self.parameters = [tensor.requires_grad_() for tensor in restored]
         self.optimizer = build_optimizer(manifest.optimizer, self.parameters, manifest.parameters)
         load_vectors(self.optimizer, checkpoint.optimizer, self.parameters, manifest.parameters)
 

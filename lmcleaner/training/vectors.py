@@ -63,11 +63,18 @@ def tensors_of(bits: Bits, dtype: torch.dtype, entries: Sequence[ParameterEntry]
         device: where the tensors shall lie.
 
     Returns:
-        One tensor for each entry. On the CPU they share memory with `bits`.
+        One tensor for each entry, each with memory of its own: forward derivatives of a view take as much memory as
+        all that it is a view of, and kernels may choose another order of summation where memory isn't aligned.
     """
     signed = bits.view(np.dtype(f"int{bits.dtype.itemsize * 8}"))
-    flat = torch.from_numpy(signed).view(dtype).to(device)
-    return [flat[e.offset : e.offset + e.num_elements].view(e.shape) for e in entries]
+    flat = torch.from_numpy(signed).view(dtype)
+    return [flat[e.offset : e.offset + e.num_elements].view(e.shape).to(device, copy=True) for e in entries]
+
+
+def bits_in(tensor: Tensor) -> Bits:
+    """The bit patterns of a contiguous CPU tensor, flat and sharing its memory."""
+    flat = tensor.detach().view(-1)
+    return flat.view(_INTEGER_VIEWS[flat.dtype]).numpy().view(BIT_DTYPES[dtype_name(flat.dtype)])
 
 
 def global_norm(tensors: Iterable[Tensor]) -> float:

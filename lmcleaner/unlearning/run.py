@@ -9,6 +9,7 @@ from lmcleaner.audit.document import Outcome, make_document
 from lmcleaner.audit.oracle import compare_with_oracle, replay_counterfactual
 from lmcleaner.choices import Propagation
 from lmcleaner.formats.audit_document import Document, write_audit
+from lmcleaner.formats.errors import InsufficientLogError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.output import atomic_folder, check_free
 from lmcleaner.progress import Progress, Silent
@@ -73,6 +74,8 @@ def unlearn(log_path: Path, options: UnlearnOptions, progress: Progress | None =
     forget_set, windows = resolve_request(log, options)
     plan = make_plan(log, windows, options.hessian_mode)
     progress.say(_plan_line(forget_set, windows, plan))
+    if not log.commit.finished:
+        progress.say(f"the run was interrupted: the trained model is the one after its last step, {log.num_steps - 1}")
     if options.dry_run:
         return UnlearnResult(forget_set=forget_set, windows=windows, plan=plan, document=None)
     assert options.output is not None
@@ -85,7 +88,17 @@ def unlearn(log_path: Path, options: UnlearnOptions, progress: Progress | None =
 
 
 def resolve_request(log: TrainingLog, options: UnlearnOptions) -> tuple[ForgetSet, tuple[Window, ...]]:
-    """What a request names, and the windows that it needs."""
+    """What a request names, and the windows that it needs.
+
+    Raises:
+        InsufficientLogError: the run was interrupted and its last parameters are not in the log.
+    """
+    if not log.has_updates and log.num_steps not in log.checkpoint_steps:
+        raise InsufficientLogError(
+            f"the run was interrupted, and the log holds no updates: {log.path}: expected a checkpoint of step "
+            f"{log.num_steps}, found {list(log.checkpoint_steps)}",
+            hint="record with --updates lossless, so that the parameters after every step are known",
+        )
     source = options.model or log.manifest.model.source
     forget_set = find_forget_set(log, options.forget, options.level, lambda: load_tokenizer(source))
     windows = find_windows(

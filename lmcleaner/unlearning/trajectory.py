@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 from lmcleaner.choices import HessianMode
-from lmcleaner.formats.bits import Bits
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.state import TrainingState
+from lmcleaner.training.vectors import bits_in, tensors_of, torch_dtype
 
 
 class Trajectory(ABC):
@@ -24,8 +25,10 @@ class ReadTrajectory(Trajectory):
 
     def __init__(self, log: TrainingLog, replay: ReplayModel, start: int) -> None:
         """Begins at the checkpoint of step `start`."""
-        self._log, self._replay, self._step = log, replay, start
-        self._bits: Bits = log.checkpoint_parameters(start)
+        self._log, self._device, self._step = log, replay.device, start
+        dtype, cpu = torch_dtype(log.manifest.model.dtype), torch.device("cpu")
+        self._parameters = tensors_of(log.checkpoint_parameters(start), dtype, log.manifest.parameters, cpu)
+        self._bits = [bits_in(parameter) for parameter in self._parameters]
 
     def move_to(self, step: int) -> list[Tensor]:
         """θ[step]; applies the updates in between."""
@@ -33,7 +36,7 @@ class ReadTrajectory(Trajectory):
         for between in range(self._step, step):
             self._log.advance(self._bits, between)
         self._step = step
-        return self._replay.load(self._bits)
+        return [parameter.to(self._device) for parameter in self._parameters]
 
 
 class CheckpointTrajectory(Trajectory):

@@ -1,5 +1,6 @@
 """What the sweep measures and how its modes relate, the ways in which the reference implementation fails included."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,16 @@ import torch
 from torch import Tensor
 
 from lmcleaner.choices import HessianMode
-from lmcleaner.formats.errors import DivergedError, UsageError
+from lmcleaner.formats.errors import DivergedError, InsufficientLogError, UsageError
+from lmcleaner.recording.describe import RunDescription
+from lmcleaner.recording.options import RecordOptions
+from lmcleaner.recording.recorder import Recorder
+from lmcleaner.training.models import load_model, load_tokenizer
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.propagation import PaperCarrier, Setting
 from lmcleaner.unlearning.request import find_forget_set
-from tiny_runs import TinyRun, parameters_in, record_tiny, unlearn_tiny
+from lmcleaner.unlearning.run import unlearn
+from tiny_runs import Recording, TinyRun, parameters_in, record_tiny, unlearn_tiny
 
 
 def _document(run: TinyRun, output: Path, mode: str, **options: Any) -> dict[str, Any]:
@@ -124,6 +130,36 @@ def test_without_updates_a_window_ends_on_a_checkpoint(base_model: Path, tmp_pat
     assert document["windows"][0]["K_used"] == 2
 
 
+@pytest.mark.parametrize("updates", ["lossless", "none"])
+def test_an_interrupted_run_is_unlearned_as_far_as_it_went(updates: Any, base_model: Path, tmp_path: Path) -> None:
+    run = _interrupted_run(base_model, tmp_path, updates)
+    digest = run.open().step(0).samples[0].digest.hex()
+    reported = Recording()
+    options = UnlearnOptions(forget=digest, output=tmp_path / "out", K=None, hessian_mode=HessianMode.SECANT)
+    if updates == "none":
+        with pytest.raises(InsufficientLogError, match="expected a checkpoint of step 3"):
+            unlearn(run.log, options, reported)
+        return
+    result = unlearn(run.log, options, reported)
+    assert result.windows[0].end == 3
+    assert any("interrupted" in line for line in reported.lines)
+
+
+def _interrupted_run(base: Path, folder: Path, updates: Any) -> TinyRun:
+    """Three steps of two rows each, then an exception."""
+    model = load_model(str(base), torch.float32).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    description = RunDescription(model_source=str(base), padding_token=2, updates=updates)
+    with suppress(KeyboardInterrupt), Recorder(folder / "log", model, optimizer, description):
+        for step in range(3):
+            tokens = torch.arange(3, 15).reshape(2, 6) + step
+            model(input_ids=tokens, labels=tokens.clone()).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        raise KeyboardInterrupt
+    return TinyRun(base, folder, folder / "log", folder, RecordOptions(model="", data="", output=folder))
+
+
 def test_the_recorded_update_is_the_papers_initial_deviation_at_batch_level(adamw_run: TinyRun) -> None:
     carrier = _paper_carrier(adamw_run, "steps:2")
     replay, log = adamw_run.replay_model(), adamw_run.open()
@@ -202,8 +238,6 @@ def _paper_carrier(run: TinyRun, forget: str) -> PaperCarrier:
 
 
 def _tokenizer(run: TinyRun) -> Any:
-    from lmcleaner.training.models import load_tokenizer
-
     return load_tokenizer(str(run.base))
 
 
