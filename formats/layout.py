@@ -20,6 +20,7 @@ VERSION = 1
 COMMIT = "commit"
 UPDATES = "updates"
 CHECKPOINTS = "checkpoints"
+ATTRIBUTES = "zarr.json"  # in a checkpoint's digests: its attributes; no array can have that name
 
 VECTOR_CHUNK = 1 << 22  # elements of a parameter vector in one chunk; 16 MiB of float32 before compression
 TABLE_CHUNK = 1 << 12  # rows of a table in one chunk

@@ -1,8 +1,10 @@
 """Reads a training log, never changes it, and trusts nothing that its digests don't cover."""
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,19 @@ import zarr.errors
 from numpy.typing import NDArray
 
 from lmcleaner.formats.bits import BIT_DTYPES, Bits, apply_in_parts
-from lmcleaner.formats.canonical import array_digest
+from lmcleaner.formats.canonical import array_digest, json_digest
 from lmcleaner.formats.commit import Commit
 from lmcleaner.formats.errors import InsufficientLogError, NotFoundError
-from lmcleaner.formats.layout import CHECKPOINTS, COMMIT, TABLES, UPDATES, VECTOR_CHUNK, checkpoint_name, damaged
+from lmcleaner.formats.layout import (
+    ATTRIBUTES,
+    CHECKPOINTS,
+    COMMIT,
+    TABLES,
+    UPDATES,
+    VECTOR_CHUNK,
+    checkpoint_name,
+    damaged,
+)
 from lmcleaner.formats.manifest import Manifest
 from lmcleaner.formats.samples import Sample
 from lmcleaner.formats.steps import Checkpoint, MicrobatchRecord, OptimizerVectors, StepRecord
@@ -140,7 +151,7 @@ class TrainingLog:
             DamagedError: the bytes can't be read or don't have the committed digest.
         """
         arrays = self._checkpoint_arrays(step)
-        attributes: dict[str, Any] = self._subgroup(checkpoint_name(step)).attrs.asdict()
+        attributes = self._checkpoint_attributes(step)
         parts = {name.removeprefix("optimizer/"): name for name in arrays if name.startswith("optimizer/")}
         scalars = set(attributes["scalars"])
         return Checkpoint(
@@ -210,6 +221,7 @@ class TrainingLog:
 
     def _update_chunks(self, step: int) -> Iterator[Bits]:
         updates, dtype = self._array(UPDATES), BIT_DTYPES[self.manifest.model.dtype]
+        self._check_chunks(UPDATES, (step + 1, self.manifest.num_elements), first=step)
         for start in range(0, self.manifest.num_elements, VECTOR_CHUNK):
             yield np.asarray(updates[step, start : start + VECTOR_CHUNK], dtype=dtype)
 
@@ -236,6 +248,7 @@ class TrainingLog:
         committed = self.commit.tables[name]
         try:
             rows = np.asarray(self._array(name)[: committed["rows"]])
+            self._check_chunks(name, rows.shape)
         except _UNREADABLE as error:
             raise damaged(str(self.path), name, f"can't be read ({error})") from error
         if rows.dtype != layout.dtype or len(rows) != committed["rows"]:
@@ -248,26 +261,50 @@ class TrainingLog:
     def _checkpoint_arrays(self, step: int) -> dict[str, NDArray[Any]]:
         if str(step) not in self.commit.checkpoints:
             raise NotFoundError(f"no checkpoint of step {step}: {self.path}: found {list(self.checkpoint_steps)}")
-        return {name: self._checkpoint_array(step, name) for name in self.commit.checkpoints[str(step)]}
+        names = [name for name in self.commit.checkpoints[str(step)] if name != ATTRIBUTES]
+        return {name: self._checkpoint_array(step, name) for name in names}
+
+    def _checkpoint_attributes(self, step: int) -> dict[str, Any]:
+        where = checkpoint_name(step)
+        try:
+            attributes: dict[str, Any] = self._subgroup(where).attrs.asdict()
+            found = json_digest(attributes)
+        except _UNREADABLE as error:
+            raise damaged(str(self.path), where, f"can't be read ({error})", step=step) from error
+        if found != self.commit.checkpoints[str(step)].get(ATTRIBUTES):
+            raise damaged(str(self.path), where, "the attributes don't have the committed digest", step=step)
+        return attributes
 
     def _checkpoint_array(self, step: int, name: str) -> NDArray[Any]:
         where = f"{checkpoint_name(step)}/{name}"
         try:
             values = np.asarray(self._array(where)[:])
+            self._check_chunks(where, values.shape)
         except _UNREADABLE as error:
             raise damaged(str(self.path), where, f"can't be read ({error})", step=step) from error
         if array_digest(values).hex() != self.commit.checkpoints[str(step)][name]:
             raise damaged(str(self.path), where, "the values don't have the committed digest", step=step)
         return values
 
+    def _check_chunks(self, name: str, shape: tuple[int, ...], *, first: int = 0) -> None:
+        """Zarr reads a missing chunk as zeros, which may even be right; a log without one is damaged all the same."""
+        sizes = self._array(name).chunks
+        counts = [math.ceil(extent / size) for extent, size in zip(shape, sizes, strict=True)]
+        for place in product(range(first, counts[0]), *map(range, counts[1:])):
+            key = "/".join(map(str, ("c", *place)))
+            if not (self.path / name / key).is_file():
+                raise FileNotFoundError(f"no chunk {key}")
+
     def _array(self, name: str) -> zarr.Array[Any]:
         array = self._group[name]
-        assert isinstance(array, zarr.Array), name
+        if not isinstance(array, zarr.Array):
+            raise TypeError("expected an array, found a group")
         return array
 
     def _subgroup(self, name: str) -> zarr.Group:
         group = self._group[name]
-        assert isinstance(group, zarr.Group), name
+        if not isinstance(group, zarr.Group):
+            raise TypeError("expected a group, found an array")
         return group
 
     def bytes_on_disk(self) -> dict[str, int]:

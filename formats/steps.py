@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmcleaner.formats.bits import Bits
-from lmcleaner.formats.samples import Sample
+from lmcleaner.formats.samples import IGNORED_LABEL, Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +30,12 @@ class MicrobatchRecord:
     denominator: float
     loss: float
     rng: bytes
+
+    def num_targets(self, row: int) -> int:
+        """Tokens of a row that the loss counts; padding before a row predicts its first token, if that has a label."""
+        sample = self.samples[row]
+        first_counts = self.starts[row] > 0 and sample.labels[0] != IGNORED_LABEL
+        return sample.num_targets + int(first_counts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

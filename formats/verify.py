@@ -1,6 +1,7 @@
 """Reads a whole log once and lists what is damaged; changes nothing."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from lmcleaner.formats.errors import DamagedError
@@ -55,10 +56,8 @@ def _update_problems(log: TrainingLog) -> Iterator[Problem | None]:
     bits = None
     for step in range(log.num_steps):
         if step in log.checkpoint_steps:
-            try:
+            with suppress(DamagedError):  # reported with the checkpoints; the updates before it may lead past it
                 bits = log.checkpoint_parameters(step)
-            except DamagedError:
-                bits = None  # reported with the checkpoints
         if bits is None:
             yield Problem(array=UPDATES, step=step, message="can't be reached: a part before it is damaged")
             continue

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +14,13 @@ import zarr
 from numpy.typing import NDArray
 
 from lmcleaner.formats.bits import BIT_DTYPES, Bits, encode_update
-from lmcleaner.formats.canonical import array_digest
+from lmcleaner.formats.canonical import array_digest, json_digest
 from lmcleaner.formats.commit import Commit
 from lmcleaner.formats.errors import ExistsError, ResourceError
 from lmcleaner.formats.layout import (
+    ATTRIBUTES,
     COMMIT,
+    SCHEMA,
     TABLE_CHUNK,
     TABLES,
     UPDATES,
@@ -162,13 +165,8 @@ class LogWriter:
         """Writes the state before step `checkpoint.step`, which must be the next one, and commits."""
         assert checkpoint.step == self.num_steps, (checkpoint.step, self.num_steps)
         with storage_errors(self.path):
-            group = self._group.create_group(
-                checkpoint_name(checkpoint.step),
-                attributes={
-                    "dtypes": checkpoint.optimizer.dtypes,
-                    "scalars": sorted(checkpoint.optimizer.scalars),
-                },
-            )
+            attributes = {"dtypes": checkpoint.optimizer.dtypes, "scalars": sorted(checkpoint.optimizer.scalars)}
+            group = self._group.create_group(checkpoint_name(checkpoint.step), attributes=attributes)
             arrays: dict[str, NDArray[Any]] = {
                 "parameters": checkpoint.parameters,
                 "present": checkpoint.optimizer.present.astype(np.uint8),
@@ -177,9 +175,8 @@ class LogWriter:
             }
             for name, values in arrays.items():
                 _write_vector(group, name, values)
-            self._checkpoints[str(checkpoint.step)] = {
-                name: array_digest(values).hex() for name, values in arrays.items()
-            }
+            digests = {name: array_digest(values).hex() for name, values in arrays.items()}
+            self._checkpoints[str(checkpoint.step)] = {ATTRIBUTES: json_digest(attributes), **digests}
             self.commit()
 
     def commit(self, *, finished: bool = False) -> None:
@@ -263,10 +260,19 @@ def check_place(path: Path, overwrite: bool) -> None:
     Raises:
         ExistsError: something lies there.
     """
-    if path.exists() and not (overwrite and (path / "zarr.json").is_file()):
+    if path.exists() and not (overwrite and _holds_log(path)):
         raise ExistsError(
             f"the log exists already: {path}", hint="choose another place, or give --overwrite to remove the log first"
         )
+
+
+def _holds_log(path: Path) -> bool:
+    """Whether the folder says that it is a training log, of whatever version and however damaged further down."""
+    try:
+        document = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+        return bool(document["attributes"]["schema"] == SCHEMA)
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
 
 
 def _write_vector(group: zarr.Group, name: str, values: NDArray[Any]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from lmcleaner.curvature.kernels import twice_differentiable
 from lmcleaner.training.batches import Inputs
 from lmcleaner.training.replay import ReplayModel
+from lmcleaner.training.state import Gradient
 
 # The graph of a double backward pass takes up to four times the activations of a plain one, so a quarter of the rows at
 # once takes no more than a training step.
@@ -35,7 +36,7 @@ def gradient_minus_product(
             gradient, slope = _gradient_and_slope(replay, part, vector, extra)
             _add_to_gradient(replay, gradient, sign=1)
             del gradient  # as long as the parameters, and so is the product
-            _add_to_gradient(replay, torch.autograd.grad(slope, replay.parameters, materialize_grads=True), sign=-1)
+            _add_to_gradient(replay, torch.autograd.grad(slope, replay.parameters, allow_unused=True), sign=-1)
 
 
 def product(replay: ReplayModel, inputs: Inputs, vector: Sequence[Tensor], extra: Mapping[str, Any]) -> list[Tensor]:
@@ -57,16 +58,19 @@ def product(replay: ReplayModel, inputs: Inputs, vector: Sequence[Tensor], extra
 
 def _gradient_and_slope(
     replay: ReplayModel, inputs: Inputs, vector: Sequence[Tensor], extra: Mapping[str, Any]
-) -> tuple[list[Tensor], Tensor]:
-    """The gradient g with its graph, and ⟨g, v⟩."""
+) -> tuple[Gradient, Tensor]:
+    """The gradient g with its graph, None where the loss doesn't reach a parameter, and ⟨g, v⟩."""
     loss = replay.scaled(replay.module(**inputs, **extra).loss)
-    gradient = torch.autograd.grad(loss, replay.parameters, create_graph=True, materialize_grads=True)
-    return list(gradient), torch.stack([(g * v).sum() for g, v in zip(gradient, vector, strict=True)]).sum()
+    gradient = torch.autograd.grad(loss, replay.parameters, create_graph=True, allow_unused=True)
+    slopes = [(g * v).sum() for g, v in zip(gradient, vector, strict=True) if g is not None]
+    return list(gradient), torch.stack(slopes).sum()
 
 
-def _add_to_gradient(replay: ReplayModel, tensors: Sequence[Tensor], sign: int) -> None:
+def _add_to_gradient(replay: ReplayModel, tensors: Sequence[Tensor | None], sign: int) -> None:
     with torch.no_grad():
         for parameter, tensor in zip(replay.parameters, tensors, strict=True):
+            if tensor is None:  # as a backward pass leaves it, so that the optimizer passes over the parameter
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad.add_(tensor, alpha=sign)

@@ -51,7 +51,7 @@ def microbatch_record(
         starts=starts,
         width=tokens.shape[1],
         has_mask=has_mask,
-        denominator=float(items) if items is not None else float(sum(sample.num_targets for sample in samples)),
+        denominator=float(items) if items is not None else float(np.count_nonzero(labels[:, 1:] != IGNORED_LABEL)),
         loss=loss,
         rng=rng,
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lmcleaner.choices import Denominator
 from lmcleaner.formats.errors import InsufficientLogError
-from lmcleaner.formats.samples import IGNORED_LABEL, Sample
+from lmcleaner.formats.samples import IGNORED_LABEL
 from lmcleaner.formats.steps import MicrobatchRecord, StepRecord
 
 Inputs = dict[str, Tensor]
@@ -78,18 +78,14 @@ def _microbatch_inputs(
     return inputs | {"num_items_in_batch": torch.tensor(denominator, dtype=torch.float32, device=device)}
 
 
-def _num_labels(sample: Sample) -> int:
-    return int(np.count_nonzero(sample.labels != IGNORED_LABEL))
-
-
-def _num_targets(sample: Sample) -> int:
-    return sample.num_targets
+def _num_labels(microbatch: MicrobatchRecord, row: int) -> int:
+    return int(np.count_nonzero(microbatch.samples[row].labels != IGNORED_LABEL))
 
 
 def _retained_denominators(step: StepRecord, forgotten: Digests) -> list[float]:
     """Counts the retained rows as the run counted all: with or without the first token, by step or by microbatch."""
     logged = [microbatch.denominator for microbatch in step.microbatches]
-    for count in (_num_targets, _num_labels):
+    for count in (MicrobatchRecord.num_targets, _num_labels):
         for whole_step in (True, False):
             if _denominators(step, count, NOTHING, whole_step) == logged:
                 # A step, or a microbatch, without a retained row sums over nothing: 0 / 1 rather than 0 / 0.
@@ -101,10 +97,10 @@ def _retained_denominators(step: StepRecord, forgotten: Digests) -> list[float]:
 
 
 def _denominators(
-    step: StepRecord, count: Callable[[Sample], int], forgotten: Digests, whole_step: bool
+    step: StepRecord, count: Callable[[MicrobatchRecord, int], int], forgotten: Digests, whole_step: bool
 ) -> list[float]:
     counts = [
-        float(sum(count(sample) for sample in microbatch.samples if sample.digest not in forgotten))
+        float(sum(count(microbatch, row) for row, s in enumerate(microbatch.samples) if s.digest not in forgotten))
         for microbatch in step.microbatches
     ]
     return [sum(counts)] * len(counts) if whole_step else counts

@@ -86,7 +86,7 @@ def _batch(seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(3, 20, (2, 6), generator=generator)
     labels, mask = tokens.clone(), torch.ones_like(tokens)
-    tokens[1, :2], labels[1, :3], mask[1, :2] = 2, -100, 0
+    tokens[1, :2], labels[1, :2], mask[1, :2] = 2, -100, 0  # the padding predicts the row's first token
     return {"input_ids": tokens, "labels": labels, "attention_mask": mask}
 
 

@@ -1,6 +1,7 @@
 """Windows cover every occurrence once, carry it for K steps, and start and end where the log knows the parameters."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -147,7 +148,7 @@ def test_windows_begin_and_end_their_occurrences_with_one(request: Request) -> N
 @given(requests())
 def test_windows_come_in_order_with_a_step_between_them(request: Request) -> None:
     windows = request.windows
-    for before, after in zip(windows, windows[1:], strict=False):
+    for before, after in pairwise(windows):
         assert before.end < after.first
 
 

@@ -1,0 +1,587 @@
+"""Curvature products equal dense matrices in float64, built row by row without padding, batches or our own code."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers.models.llama.modeling_llama as llama
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lmcleaner.choices import Denominator, HessianMode
+from lmcleaner.curvature import exact, ggn
+from lmcleaner.curvature.linearized import curvature_product, predicted_gradient
+from lmcleaner.formats.manifest import Manifest
+from lmcleaner.formats.samples import IGNORED_LABEL, Sample
+from lmcleaner.formats.steps import MicrobatchRecord, StepRecord
+from lmcleaner.recording.describe import RunDescription, describe_run
+from lmcleaner.training.numerics import rng_state
+from lmcleaner.training.replay import ReplayModel
+
+# torch's own forward derivatives still go through torch.jit (decompositions_for_jvp.py).
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
+CPU = torch.device("cpu")
+MODES = [HessianMode.EXACT, HessianMode.GGN]
+TOLERANCE = 1e-8  # relative, L2
+
+# Axes: batch = rows of a microbatch, seq = tokens of a padded row, target = counted tokens, vocab = vocabulary.
+
+
+@dataclass(frozen=True)
+class Size:
+    """Size of a tiny Llama."""
+
+    layers: int
+    tied: bool
+    hidden: int = 8
+    vocab: int = 11
+    dropout: float = 0.0
+
+
+ONE_LAYER = Size(layers=1, tied=False)
+TWO_LAYERS = Size(layers=2, tied=True)
+SMALLEST = Size(layers=1, tied=False, hidden=4, vocab=5)
+DROPPING = Size(layers=1, tied=False, dropout=0.4)
+
+
+def float64_norm(norm: Any, states: Tensor) -> Tensor:
+    """LlamaRMSNorm without its detour through float32, which would hide errors below 1e-7."""
+    scale: Tensor = norm.weight * states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
+    return scale
+
+
+def float64_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: object,
+) -> tuple[Tensor, Tensor]:
+    """Eager attention of transformers with its softmax in float64."""
+    keys, values = (llama.repeat_kv(states, module.num_key_value_groups) for states in (key, value))
+    scores = query @ keys.transpose(2, 3) * scaling
+    weights = (scores if mask is None else scores + mask).softmax(dim=-1)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ values).transpose(1, 2).contiguous(), weights
+
+
+def float64_loss(logits: Tensor, labels: Tensor, vocab_size: int, num_items_in_batch: Tensor, **_: object) -> Tensor:
+    """The causal language model's loss of transformers, which would round logits to float32."""
+    shifted = nn.functional.cross_entropy(
+        logits[:, :-1].reshape(-1, vocab_size), labels[:, 1:].flatten(), reduction="sum"
+    )
+    return shifted / num_items_in_batch
+
+
+@pytest.fixture(autouse=True, scope="module")
+def float64_throughout() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(llama.LlamaRMSNorm, "forward", float64_norm)
+        patch.setattr(llama, "eager_attention_forward", float64_attention)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(threads)
+
+
+def build_model(size: Size, attention: str) -> Any:
+    """A Llama at a random point, where nothing is at a minimum and no weight is special."""
+    config = LlamaConfig(
+        vocab_size=size.vocab,
+        hidden_size=size.hidden,
+        intermediate_size=size.hidden,
+        num_hidden_layers=size.layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=16,
+        tie_word_embeddings=size.tied,
+        attention_dropout=size.dropout,
+    )
+    config._attn_implementation = attention
+    model: Any = LlamaForCausalLM(config).double()
+    model.loss_function = float64_loss
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(0.4 * noise + (parameter.dim() == 1))  # a norm's weight is near one
+    return model
+
+
+def describe(model: Any, loss_divisor: float = 1.0) -> Manifest:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return describe_run(model, optimizer, RunDescription(model_source="tiny", loss_divisor=loss_divisor))
+
+
+@cache
+def manifest_of(size: Size, attention: str, loss_divisor: float) -> Manifest:
+    return describe(build_model(size, attention), loss_divisor)
+
+
+def build_replay(size: Size, attention: str, loss_divisor: float = 1.0) -> ReplayModel:
+    return ReplayModel(build_model(size, attention), manifest_of(size, attention, loss_divisor), CPU)
+
+
+def make_sample(length: int, num_unlabelled: int, vocab: int, seed: int) -> Sample:
+    tokens = np.random.default_rng(seed).integers(1, vocab, length).astype(np.int32)
+    return Sample(tokens, np.where(np.arange(length) < num_unlabelled, IGNORED_LABEL, tokens).astype(np.int32))
+
+
+def make_samples(vocab: int) -> tuple[Sample, ...]:
+    """Four rows with 4, 3, 1 and 0 targets."""
+    return tuple(make_sample(length, n, vocab, seed=length) for length, n in ((6, 2), (4, 1), (5, 4), (3, 3)))
+
+
+STARTS = (0, 2, 0, 1)  # padding left, right, on both sides, and none
+DENOMINATOR = 8.0  # all targets of `make_samples`
+
+
+def microbatch(
+    samples: Sequence[Sample], starts: Sequence[int], width: int, *, has_mask: bool = True, rng: bytes = b""
+) -> MicrobatchRecord:
+    return MicrobatchRecord(
+        samples=tuple(samples),
+        starts=tuple(starts),
+        width=width,
+        has_mask=has_mask,
+        denominator=DENOMINATOR,
+        loss=0.0,
+        rng=rng,
+    )
+
+
+def step_of(*microbatches: MicrobatchRecord) -> StepRecord:
+    return StepRecord(microbatches=microbatches, lr=(0.1,), gradient_norm=0.0, seconds=0.0)
+
+
+def whole_step(vocab: int, rng: bytes = b"") -> StepRecord:
+    """All four rows in one microbatch."""
+    return step_of(microbatch(make_samples(vocab), STARTS, 6, rng=rng))
+
+
+def parameters_of(replay: ReplayModel) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in replay.parameters]
+
+
+def random_vector(replay: ReplayModel, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in replay.parameters]
+
+
+def flat(tensors: Sequence[Tensor | None]) -> Tensor:
+    """One vector; fails on a gradient that is missing."""
+    assert all(part is not None for part in tensors)
+    return torch.cat([part.reshape(-1) for part in tensors if part is not None])
+
+
+def shaped(replay: ReplayModel, vector: Tensor) -> list[Tensor]:
+    entries = replay.manifest.parameters
+    return [vector[e.offset : e.offset + e.num_elements].view(e.shape) for e in entries]
+
+
+def multiply(
+    replay: ReplayModel, mode: HessianMode, step: StepRecord, vector: Sequence[Tensor], **options: Any
+) -> Tensor:
+    """The product under test, as one vector."""
+    damping = options.pop("damping", 0.0)
+    return flat(curvature_product(replay, mode, step, parameters_of(replay), vector, damping, **options))
+
+
+def assert_close(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
+    assert (found - expected).norm() <= tolerance * expected.norm()
+
+
+@dataclass(frozen=True)
+class Twin:
+    """Dense gradient and curvature of the same loss, the slow and obvious way."""
+
+    gradient: Tensor
+    matrices: dict[HessianMode, Tensor]
+
+
+def row_logits(replay: ReplayModel, vector: Tensor, sample: Sample, start: int) -> Tensor:
+    """Logits that predict the row's targets, from the row alone without padding; `[target, vocab]`."""
+    names = [entry.name for entry in replay.manifest.parameters]
+    arguments = {
+        "input_ids": torch.from_numpy(sample.tokens.astype(np.int64))[None],
+        "position_ids": torch.arange(start, start + len(sample.tokens))[None],
+        "use_cache": False,
+    }
+    parameters = dict(zip(names, shaped(replay, vector), strict=True))
+    logits: Tensor = functional_call(replay.module, parameters, (), arguments).logits[0]
+    return logits[:-1][torch.from_numpy(sample.labels[1:] != IGNORED_LABEL)]
+
+
+@cache
+def make_twin(size: Size, kept: tuple[int, ...] = (0, 1, 2, 3)) -> Twin:
+    replay = build_replay(size, "eager")
+    samples = make_samples(size.vocab)
+    labels = np.concatenate([samples[row].labels[1:] for row in kept])
+    targets = torch.from_numpy(labels[labels != IGNORED_LABEL].astype(np.int64))
+
+    def logits(vector: Tensor) -> Tensor:
+        return torch.cat([row_logits(replay, vector, samples[row], STARTS[row]) for row in kept])
+
+    def loss(vector: Tensor) -> Tensor:
+        log_probabilities = logits(vector).log_softmax(dim=-1)
+        return -log_probabilities[torch.arange(len(targets)), targets].sum() / DENOMINATOR
+
+    point = flat(parameters_of(replay))
+    hessian = torch.autograd.functional.hessian(loss, point, vectorize=True)
+    jacobian = torch.autograd.functional.jacobian(logits, point, vectorize=True).reshape(-1, len(point))
+    outputs = logits(point).detach().softmax(dim=-1)
+    blocks = torch.block_diag(*(torch.diag(p) - torch.outer(p, p) for p in outputs)) / DENOMINATOR
+    gradient = torch.autograd.functional.jacobian(loss, point)
+    return Twin(
+        gradient=gradient, matrices={HessianMode.EXACT: hessian, HessianMode.GGN: jacobian.T @ blocks @ jacobian}
+    )
+
+
+every_mode = pytest.mark.parametrize("mode", MODES)
+every_attention = pytest.mark.parametrize("attention", ["eager", "sdpa"])
+every_size = pytest.mark.parametrize("size", [ONE_LAYER, TWO_LAYERS], ids=["one layer", "two tied layers"])
+
+
+@every_size
+@every_attention
+@every_mode
+def test_products_equal_the_dense_matrixs(size: Size, attention: str, mode: HessianMode) -> None:
+    replay = build_replay(size, attention)
+    for seed in range(5):
+        vector = random_vector(replay, seed)
+        expected = make_twin(size).matrices[mode] @ flat(vector)
+        assert_close(multiply(replay, mode, whole_step(size.vocab), vector), expected)
+
+
+@every_size
+@every_attention
+def test_the_gradient_equals_the_dense_one(size: Size, attention: str) -> None:
+    replay = build_replay(size, attention)
+    assert_close(flat(replay.gradient(whole_step(size.vocab), parameters_of(replay))), make_twin(size).gradient)
+
+
+@every_size
+@every_attention
+@every_mode
+def test_every_parameter_tensors_block_is_right(size: Size, attention: str, mode: HessianMode) -> None:
+    replay = build_replay(size, attention)
+    step, matrix = whole_step(size.vocab), make_twin(size).matrices[mode]
+    for index, entry in enumerate(replay.manifest.parameters):
+        vector = [part if i == index else torch.zeros_like(part) for i, part in enumerate(random_vector(replay, 1))]
+        product = multiply(replay, mode, step, vector)
+        block = slice(entry.offset, entry.offset + entry.num_elements)
+        assert_close(product[block], matrix[block, block] @ vector[index].reshape(-1))
+        assert_close(product, matrix[:, block] @ vector[index].reshape(-1))
+
+
+def matrix_of_products(replay: ReplayModel, mode: HessianMode, step: StepRecord) -> Tensor:
+    """All columns of the operator under test."""
+    basis = torch.eye(replay.manifest.num_elements, dtype=torch.float64)
+    return torch.stack([multiply(replay, mode, step, shaped(replay, column)) for column in basis], dim=1)
+
+
+@cache
+def smallest_matrix(mode: HessianMode) -> Tensor:
+    return matrix_of_products(build_replay(SMALLEST, "sdpa"), mode, whole_step(SMALLEST.vocab))
+
+
+@every_mode
+def test_the_whole_matrix_of_products_is_the_dense_one(mode: HessianMode) -> None:
+    assert_close(smallest_matrix(mode), make_twin(SMALLEST).matrices[mode])
+
+
+@every_mode
+def test_the_whole_matrix_of_products_is_symmetric(mode: HessianMode) -> None:
+    matrix = smallest_matrix(mode)
+    assert (matrix - matrix.T).abs().max() <= 1e-12 * matrix.abs().max()
+
+
+def test_the_ggn_has_no_negative_eigenvalue() -> None:
+    assert torch.linalg.eigvalsh(smallest_matrix(HessianMode.GGN)).min() >= -1e-12
+
+
+def test_the_hessian_has_a_negative_eigenvalue_here() -> None:
+    assert torch.linalg.eigvalsh(smallest_matrix(HessianMode.EXACT)).min() < -1e-2
+
+
+def curvature_along(replay: ReplayModel, mode: HessianMode, step: StepRecord, vector: Sequence[Tensor]) -> float:
+    return float(flat(vector) @ multiply(replay, mode, step, vector))
+
+
+@every_attention
+def test_where_the_hessian_curves_down_the_ggn_does_not(attention: str) -> None:
+    replay, step = build_replay(ONE_LAYER, attention), whole_step(ONE_LAYER.vocab)
+    _, directions = torch.linalg.eigh(make_twin(ONE_LAYER).matrices[HessianMode.EXACT])
+    for direction in directions.T[:10]:
+        vector = shaped(replay, direction.contiguous())
+        assert curvature_along(replay, HessianMode.EXACT, step, vector) < 0
+        assert curvature_along(replay, HessianMode.GGN, step, vector) >= -1e-12
+
+
+@every_attention
+def test_the_ggn_curves_down_along_no_random_direction(attention: str) -> None:
+    replay, step = build_replay(TWO_LAYERS, attention), whole_step(TWO_LAYERS.vocab)
+    for seed in range(20):
+        assert curvature_along(replay, HessianMode.GGN, step, random_vector(replay, seed)) >= 0
+
+
+@every_size
+@every_attention
+def test_the_hessian_product_is_the_gradients_slope(size: Size, attention: str) -> None:
+    replay, step = build_replay(size, attention), whole_step(size.vocab)
+    vector, here, distance = random_vector(replay, 0), parameters_of(replay), 1e-6
+    ahead, behind = (
+        flat(replay.gradient(step, [p + sign * distance * v for p, v in zip(here, vector, strict=True)]))
+        for sign in (1, -1)
+    )
+    product = flat(curvature_product(replay, HessianMode.EXACT, step, here, vector, 0.0))
+    assert_close(product, (ahead - behind) / (2 * distance), tolerance=1e-6)
+
+
+def split_step(vocab: int) -> StepRecord:
+    """The same rows in three microbatches with 4, 3 and 1 targets; the second has no mask, the third other padding."""
+    a, b, c, d = make_samples(vocab)
+    return step_of(
+        microbatch([a], [0], 6),
+        microbatch([b], [2], 6, has_mask=True),
+        microbatch([c, d], [0, 1], 9),
+    )
+
+
+@every_attention
+@every_mode
+def test_microbatches_with_different_token_counts_add_up_to_the_full_batch(attention: str, mode: HessianMode) -> None:
+    replay = build_replay(ONE_LAYER, attention)
+    vector = random_vector(replay, 4)
+    split = multiply(replay, mode, split_step(ONE_LAYER.vocab), vector)
+    assert_close(split, multiply(replay, mode, whole_step(ONE_LAYER.vocab), vector))
+    assert_close(split, make_twin(ONE_LAYER).matrices[mode] @ flat(vector))
+
+
+@every_mode
+def test_each_microbatch_is_divided_by_its_own_denominator(mode: HessianMode) -> None:
+    replay = build_replay(ONE_LAYER, "sdpa")
+    vector, step = random_vector(replay, 4), whole_step(ONE_LAYER.vocab)
+    other = replace(step.microbatches[0], denominator=DENOMINATOR / 4)
+    together = multiply(replay, mode, step_of(step.microbatches[0], other), vector)
+    assert_close(together, 5 * multiply(replay, mode, step, vector))
+
+
+@every_mode
+def test_the_loops_own_division_of_the_loss_divides_the_curvature(mode: HessianMode) -> None:
+    replay, divided = build_replay(ONE_LAYER, "sdpa"), build_replay(ONE_LAYER, "sdpa", loss_divisor=3.0)
+    vector, step = random_vector(replay, 4), whole_step(ONE_LAYER.vocab)
+    assert_close(3 * multiply(divided, mode, step, vector), multiply(replay, mode, step, vector))
+
+
+@every_mode
+@pytest.mark.parametrize("damping", [1e-4, 0.5])
+def test_damping_adds_itself_times_the_identity(mode: HessianMode, damping: float) -> None:
+    replay = build_replay(ONE_LAYER, "sdpa")
+    vector, step = random_vector(replay, 4), split_step(ONE_LAYER.vocab)
+    identity = torch.eye(replay.manifest.num_elements, dtype=torch.float64)
+    expected = (make_twin(ONE_LAYER).matrices[mode] + damping * identity) @ flat(vector)
+    assert_close(multiply(replay, mode, step, vector, damping=damping), expected)
+
+
+@every_size
+@every_attention
+@every_mode
+def test_the_predicted_gradient_is_the_gradient_minus_the_damped_product(
+    size: Size, attention: str, mode: HessianMode
+) -> None:
+    replay, damping = build_replay(size, attention), 0.1
+    deviation = random_vector(replay, 6)
+    found = predicted_gradient(replay, mode, split_step(size.vocab), parameters_of(replay), deviation, damping)
+    twin = make_twin(size)
+    assert_close(flat(found), twin.gradient - twin.matrices[mode] @ flat(deviation) - damping * flat(deviation))
+
+
+@every_attention
+def test_a_ggn_pass_adds_gradient_minus_product_to_what_was_there(attention: str) -> None:
+    replay, step = build_replay(ONE_LAYER, attention), whole_step(ONE_LAYER.vocab)
+    vector, twin = random_vector(replay, 6), make_twin(ONE_LAYER)
+    for _ in range(2):
+        ggn.gradient_minus_product(replay, replay.inputs(step)[0], vector, {})
+    expected = twin.gradient - twin.matrices[HessianMode.GGN] @ flat(vector)
+    assert_close(flat(replay.take_gradient()), 2 * expected)
+
+
+@every_attention
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_exact_pass_adds_gradient_minus_product_to_what_was_there(attention: str, whole: bool) -> None:
+    replay, step = build_replay(ONE_LAYER, attention), whole_step(ONE_LAYER.vocab)
+    vector, twin = random_vector(replay, 6), make_twin(ONE_LAYER)
+    for _ in range(2):
+        exact.gradient_minus_product(replay, replay.inputs(step)[0], vector, {}, whole=whole)
+    expected = twin.gradient - twin.matrices[HessianMode.EXACT] @ flat(vector)
+    assert_close(flat(replay.take_gradient()), 2 * expected)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 5, 9])
+def test_an_exact_pass_in_parts_takes_every_row_once(num_rows: int) -> None:
+    replay = build_replay(ONE_LAYER, "sdpa")
+    samples = [make_sample(3 + row % 3, 1 + row % 2, ONE_LAYER.vocab, seed=row) for row in range(num_rows)]
+    inputs = replay.inputs(step_of(microbatch(samples, [row % 2 for row in range(num_rows)], 6)))[0]
+    vector = random_vector(replay, 6)
+    found = []
+    for whole in (True, False):
+        exact.gradient_minus_product(replay, inputs, vector, {}, whole=whole)
+        found.append(flat(replay.take_gradient()))
+    assert_close(found[1], found[0])
+
+
+def test_the_exact_predictions_error_falls_with_the_square_of_the_deviation() -> None:
+    replay, step = build_replay(ONE_LAYER, "sdpa"), whole_step(ONE_LAYER.vocab)
+    here, direction = parameters_of(replay), random_vector(replay, 2)
+
+    def error(size: float) -> float:
+        deviation = [size * part for part in direction]
+        predicted = predicted_gradient(replay, HessianMode.EXACT, step, here, deviation, 0.0)
+        true = replay.gradient(step, [p - d for p, d in zip(here, deviation, strict=True)])
+        return float((flat(predicted) - flat(true)).norm())
+
+    assert error(1e-4) / error(5e-5) == pytest.approx(4.0, rel=0.05)
+
+
+FORGOTTEN_ROW = 1
+
+
+def step_that_forgets(vocab: int, tokens: int = 0) -> tuple[StepRecord, set[bytes]]:
+    """A step, and the digest of its second row, whose content may be changed."""
+    samples = list(make_samples(vocab))
+    old = samples[FORGOTTEN_ROW]
+    samples[FORGOTTEN_ROW] = Sample(((old.tokens + tokens) % vocab).astype(np.int32), old.labels)
+    return step_of(microbatch(samples, STARTS, 6)), {samples[FORGOTTEN_ROW].digest}
+
+
+@every_attention
+@every_mode
+def test_forgotten_rows_contribute_nothing(attention: str, mode: HessianMode) -> None:
+    replay = build_replay(ONE_LAYER, attention)
+    vector = random_vector(replay, 4)
+    step, forgotten = step_that_forgets(ONE_LAYER.vocab)
+    retained = make_twin(ONE_LAYER, kept=(0, 2, 3))
+    found = multiply(replay, mode, step, vector, forgotten=forgotten)
+    assert_close(found, retained.matrices[mode] @ flat(vector))
+    predicted = predicted_gradient(replay, mode, step, parameters_of(replay), vector, 0.0, forgotten)
+    assert_close(flat(predicted), retained.gradient - found)
+
+
+@every_mode
+def test_the_content_of_a_forgotten_row_decides_no_bit(mode: HessianMode) -> None:
+    replay = build_replay(ONE_LAYER, "sdpa")
+    vector = random_vector(replay, 4)
+    (step, forgotten), (other, others) = (step_that_forgets(ONE_LAYER.vocab, tokens) for tokens in (0, 3))
+    assert forgotten != others
+    found = multiply(replay, mode, step, vector, forgotten=forgotten)
+    assert torch.equal(found, multiply(replay, mode, other, vector, forgotten=others))
+
+
+@every_mode
+def test_the_retained_rows_own_count_can_be_the_denominator(mode: HessianMode) -> None:
+    replay = build_replay(ONE_LAYER, "sdpa")
+    vector = random_vector(replay, 4)
+    step, forgotten = step_that_forgets(ONE_LAYER.vocab)
+    logged = multiply(replay, mode, step, vector, forgotten=forgotten)
+    retained = multiply(replay, mode, step, vector, forgotten=forgotten, denominator=Denominator.RETAINED)
+    assert_close(retained, logged * 8 / 5)  # 4 + 3 + 1 + 0 targets, of which 3 are forgotten
+
+
+@every_mode
+def test_a_step_whose_rows_are_all_forgotten_has_no_curvature(mode: HessianMode) -> None:
+    replay = build_replay(ONE_LAYER, "sdpa")
+    step = whole_step(ONE_LAYER.vocab)
+    everything = {sample.digest for sample in step.samples}
+    assert not multiply(replay, mode, step, random_vector(replay, 4), forgotten=everything).any()
+
+
+def operator_product(
+    mode: HessianMode, replay: ReplayModel, step: StepRecord, vector: Sequence[Tensor]
+) -> list[Tensor]:
+    """The product of one microbatch without damping, which would carry a non-finite entry by itself."""
+    product = ggn.product if mode is HessianMode.GGN else exact.product
+    return product(replay, replay.inputs(step)[0], vector, {})
+
+
+@every_attention
+@every_mode
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_vector_that_is_not_finite_never_gives_a_finite_product(
+    attention: str, mode: HessianMode, value: float
+) -> None:
+    replay, step = build_replay(ONE_LAYER, attention), whole_step(ONE_LAYER.vocab)
+    for index in range(len(replay.parameters)):
+        vector = random_vector(replay, 4)
+        vector[index].fill_(value)
+        assert not flat(operator_product(mode, replay, step, vector)).isfinite().all()
+
+
+@every_mode
+def test_products_leave_no_gradient_and_no_change_behind(mode: HessianMode) -> None:
+    replay, step = build_replay(ONE_LAYER, "sdpa"), whole_step(ONE_LAYER.vocab)
+    before, vector = parameters_of(replay), random_vector(replay, 4)
+    copies = [part.clone() for part in vector]
+    curvature_product(replay, mode, step, before, vector, 0.1)
+    predicted_gradient(replay, mode, step, before, vector, 0.1)
+    assert all(parameter.grad is None for parameter in replay.parameters)
+    assert torch.equal(flat(parameters_of(replay)), flat(before))
+    assert torch.equal(flat(vector), flat(copies))
+
+
+def dropping_step() -> StepRecord:
+    """A step whose forward pass drew random numbers from a logged state."""
+    torch.manual_seed(11)
+    return whole_step(DROPPING.vocab, rng_state(CPU))
+
+
+@every_attention
+def test_the_hessian_drops_what_the_run_dropped(attention: str) -> None:
+    replay, step = build_replay(DROPPING, attention), dropping_step()
+    vector, here, distance = random_vector(replay, 0), parameters_of(replay), 1e-6
+    ahead, behind = (
+        flat(replay.gradient(step, [p + sign * distance * v for p, v in zip(here, vector, strict=True)]))
+        for sign in (1, -1)
+    )
+    product = flat(curvature_product(replay, HessianMode.EXACT, step, here, vector, 0.0))
+    assert_close(product, (ahead - behind) / (2 * distance), tolerance=1e-6)
+
+
+@every_attention
+def test_both_passes_of_the_ggn_drop_the_same(attention: str) -> None:
+    replay, step = build_replay(DROPPING, attention), dropping_step()
+    left, right = random_vector(replay, 1), random_vector(replay, 2)
+    products = [multiply(replay, HessianMode.GGN, step, vector) for vector in (left, right)]
+    assert float(flat(right) @ products[0]) == pytest.approx(float(flat(left) @ products[1]), rel=TOLERANCE)
+    without = multiply(replay, HessianMode.GGN, whole_step(DROPPING.vocab, rng_state(CPU)), left)
+    assert (products[0] - without).norm() > 0.1 * without.norm()
+
+
+@every_mode
+@every_attention
+def test_prediction_without_deviation_is_the_runs_gradient_under_dropout(attention: str, mode: HessianMode) -> None:
+    replay, step = build_replay(DROPPING, attention), dropping_step()
+    nothing = [torch.zeros_like(parameter) for parameter in replay.parameters]
+    predicted = predicted_gradient(replay, mode, step, parameters_of(replay), nothing, 0.1)
+    assert_close(flat(predicted), flat(replay.gradient(step, parameters_of(replay))))
+
+
+@every_mode
+def test_a_parameter_that_the_loss_does_not_reach_has_no_gradient_in_any_mode(mode: HessianMode) -> None:
+    model = build_model(ONE_LAYER, "sdpa")
+    model.unreached = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    replay = ReplayModel(model, describe(model), CPU)
+    step, here = whole_step(ONE_LAYER.vocab), parameters_of(replay)
+    expected = [part is None for part in replay.gradient(step, here)]
+    predicted = predicted_gradient(replay, mode, step, here, random_vector(replay, 1), 0.0)
+    assert expected.count(True) == 1
+    assert [part is None for part in predicted] == expected  # a zero would let AdamW decay what the run left alone

@@ -1,0 +1,200 @@
+"""The difference of bit patterns is a bijection, follows the order of the floats and keeps small changes small."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from lmcleaner.formats.bits import (
+    BIT_DTYPES,
+    Bits,
+    apply_in_parts,
+    apply_update,
+    encode_update,
+    from_ordered,
+    to_ordered,
+)
+
+NAMES = sorted(BIT_DTYPES)
+UNHURRIED = settings(deadline=None, max_examples=60)  # a busy machine is no failure
+EXPONENT_BITS = {"bfloat16": 8, "float32": 8, "float64": 11}
+
+
+def size_of(name: str, bits: int) -> int | None:
+    """The float in units of the smallest denormal, infinities one above the greatest; None for a NaN.
+
+    In whole numbers, since a process that flushes denormals, as training does, can't compare them as floats.
+    """
+    width = BIT_DTYPES[name].itemsize * 8
+    mantissa_bits = width - 1 - EXPONENT_BITS[name]
+    sign, magnitude = bits >> (width - 1), bits & ((1 << (width - 1)) - 1)
+    exponent, mantissa = magnitude >> mantissa_bits, magnitude & ((1 << mantissa_bits) - 1)
+    if exponent == (1 << EXPONENT_BITS[name]) - 1 and mantissa:
+        return None
+    size = (mantissa + (1 << mantissa_bits)) << (exponent - 1) if exponent else mantissa
+    return -size if sign else size
+
+
+def special_bits(name: str) -> Bits:
+    """±0, the denormals at both ends, the normals at both ends, ±infinity, quiet and signalling NaNs with payloads."""
+    dtype = BIT_DTYPES[name]
+    width = dtype.itemsize * 8
+    mantissa = width - 1 - EXPONENT_BITS[name]
+    infinity = ((1 << EXPONENT_BITS[name]) - 1) << mantissa
+    quiet = 1 << (mantissa - 1)
+    magnitudes = [0, 1, (1 << mantissa) - 1, 1 << mantissa, infinity - 1, infinity, infinity + 1, infinity + quiet + 5]
+    magnitudes.append((1 << (width - 1)) - 1)
+    return np.array([sign << (width - 1) | m for sign in (0, 1) for m in magnitudes], dtype)
+
+
+def bits_of(name: str, length: int) -> st.SearchStrategy[Bits]:
+    """Any bit patterns, with the special ones more often than chance would have them."""
+    dtype = BIT_DTYPES[name]
+    anything = st.integers(0, 2 ** (dtype.itemsize * 8) - 1)
+    return arrays(dtype, length, elements=anything | st.sampled_from([int(b) for b in special_bits(name)]))
+
+
+@st.composite
+def pairs(draw: Callable[[st.SearchStrategy[Any]], Any]) -> tuple[str, Bits, Bits]:
+    """A dtype's name and two vectors of its bit patterns, of one length."""
+    name = draw(st.sampled_from(NAMES))
+    length = draw(st.integers(0, 8))
+    return name, draw(bits_of(name, length)), draw(bits_of(name, length))
+
+
+@UNHURRIED
+@given(pairs())
+def test_applying_an_update_gives_the_bits_that_it_was_made_for(pair: tuple[str, Bits, Bits]) -> None:
+    name, before, after = pair
+    restored = apply_update(before, encode_update(before, after))
+    assert restored.dtype == BIT_DTYPES[name]
+    np.testing.assert_array_equal(restored, after)
+
+
+@UNHURRIED
+@given(pairs())
+def test_every_integer_is_the_update_between_some_two_vectors(pair: tuple[str, Bits, Bits]) -> None:
+    _, before, update = pair
+    np.testing.assert_array_equal(encode_update(before, apply_update(before, update)), update)
+
+
+@UNHURRIED
+@given(pairs(), st.lists(st.integers(0, 8)), st.lists(st.integers(0, 8)))
+def test_an_update_applies_in_place_however_both_sides_are_cut(
+    pair: tuple[str, Bits, Bits], parameter_cuts: list[int], update_cuts: list[int]
+) -> None:
+    _, before, after = pair
+    bits, update = before.copy(), encode_update(before, after)
+    updates = [part for part in np.split(update, sorted(update_cuts)) if len(part)]
+    apply_in_parts(np.split(bits, sorted(parameter_cuts)), updates)
+    np.testing.assert_array_equal(bits, after)
+
+
+def test_an_update_larger_than_a_block_applies_in_place() -> None:
+    rng = np.random.default_rng(0)
+    before, after = (np.frombuffer(rng.bytes(600_000 * 2), np.uint16) for _ in range(2))
+    bits = before.copy()
+    apply_in_parts([bits], np.split(encode_update(before, after), [100, 400_000]))
+    np.testing.assert_array_equal(bits, after)
+
+
+def test_an_update_that_is_too_short_is_an_error() -> None:
+    with pytest.raises(ValueError, match="the update is shorter than the parameters"):
+        apply_in_parts([np.zeros(3, np.uint32)], [np.zeros(2, np.uint32)])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_update_between_any_two_special_values_keeps_every_bit(name: str) -> None:
+    special = special_bits(name)
+    before, after = np.repeat(special, len(special)), np.tile(special, len(special))
+    np.testing.assert_array_equal(apply_update(before, encode_update(before, after)), after)
+
+
+@UNHURRIED
+@given(pairs())
+def test_arguments_stay_as_they_were(pair: tuple[str, Bits, Bits]) -> None:
+    _, before, after = pair
+    copies = before.copy(), after.copy()
+    apply_update(before, encode_update(before, after))
+    np.testing.assert_array_equal(before, copies[0])
+    np.testing.assert_array_equal(after, copies[1])
+
+
+@UNHURRIED
+@given(pairs())
+def test_the_ordered_form_is_inverted_from_both_sides(pair: tuple[str, Bits, Bits]) -> None:
+    _, bits, ordered = pair
+    np.testing.assert_array_equal(from_ordered(to_ordered(bits)), bits)
+    np.testing.assert_array_equal(to_ordered(from_ordered(ordered)), ordered)
+
+
+def assert_in_order(name: str, left: int, right: int) -> None:
+    """Two numbers, if they are numbers, stand in the order of their ordered forms."""
+    sizes = size_of(name, left), size_of(name, right)
+    ordered = to_ordered(np.array([left, right], BIT_DTYPES[name]))
+    if sizes[0] is not None and sizes[1] is not None and sizes[0] < sizes[1]:
+        assert ordered[0] < ordered[1]
+
+
+@UNHURRIED
+@given(pairs())
+def test_a_greater_float_has_a_greater_ordered_form(pair: tuple[str, Bits, Bits]) -> None:
+    name, *vectors = pair
+    for left, right in permutations([int(bits) for vector in vectors for bits in vector], 2):
+        assert_in_order(name, left, right)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_special_numbers_stand_in_the_order_of_their_ordered_forms(name: str) -> None:
+    for left, right in permutations([int(bits) for bits in special_bits(name)], 2):
+        assert_in_order(name, left, right)
+
+
+@UNHURRIED
+@given(st.floats(2.0**-1022, allow_infinity=False), st.sampled_from([-1, 1]))
+def test_sizes_are_those_of_the_floats(number: float, sign: int) -> None:
+    bits = int(np.array(sign * number).view(np.uint64))
+    assert size_of("float64", bits) == Fraction(sign * number) * 2**1074
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_minus_zero_comes_right_before_zero(name: str) -> None:
+    dtype = BIT_DTYPES[name]
+    zero, minus_zero = np.array([0], dtype), np.array([1 << (dtype.itemsize * 8 - 1)], dtype)
+    assert to_ordered(zero)[0] - to_ordered(minus_zero)[0] == 1
+
+
+@UNHURRIED
+@given(pairs(), st.integers(-1000, 1000))
+def test_a_move_by_k_neighbours_is_the_zigzag_of_k(pair: tuple[str, Bits, Bits], k: int) -> None:
+    _, before, _ = pair
+    ordered = to_ordered(before)
+    moved = from_ordered(ordered + np.array(k).astype(before.dtype))  # wraps around at the ends, as the update does
+    expected = 2 * k if k >= 0 else -2 * k - 1
+    np.testing.assert_array_equal(encode_update(before, moved), np.full(before.shape, expected, before.dtype))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@UNHURRIED
+@given(st.floats(2.0**-100, 2.0**100, width=32), st.sampled_from([-1, 1]))
+def test_the_next_float_is_one_integer_away(dtype: type[np.floating[Any]], size: float, sign: int) -> None:
+    here = np.array([sign * size], dtype)
+    bit_dtype = BIT_DTYPES[np.dtype(dtype).name]
+    up, down = (np.nextafter(here, dtype(towards)) for towards in (np.inf, -np.inf))
+    assert encode_update(here.view(bit_dtype), up.view(bit_dtype))[0] == 2
+    assert encode_update(here.view(bit_dtype), down.view(bit_dtype))[0] == 1
+
+
+@UNHURRIED
+@given(st.floats(2.0**-100, 2.0**100, width=32), st.sampled_from([-1, 1]), st.integers(-1000, 1000))
+def test_a_change_by_a_millionth_is_below_36_whatever_the_exponent(size: float, sign: int, billionths: int) -> None:
+    before = np.array([sign * size], np.float32)
+    after = (before.astype(np.float64) * (1 + billionths * 1e-9)).astype(np.float32)
+    # 1e-6 is at most 1e-6 / 2**-24 < 17 neighbours, one more by rounding; the zigzag doubles them.
+    assert encode_update(before.view(np.uint32), after.view(np.uint32))[0] < 36
