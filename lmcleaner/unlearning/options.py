@@ -21,7 +21,7 @@ class Thresholds:
     """Where a result stops being good; see docs/method.md for the measurements behind the defaults.
 
     Attributes:
-        linearization_error: largest relative error of the predicted gradient at a window's end.
+        linearization_error: largest relative error of the predicted gradients, as median over a window's marks.
         settled: largest move of δ over the last tenth of a window that was cut short, relative to ‖δ‖.
         surviving: smallest share of the wanted change that rounding may leave, as norm ratio and as cosine.
         relative_error: largest ‖θ̂ - θ′‖ / ‖θ[τ] - θ′‖ against the oracle; 0.9 or more is poor whatever is set.

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -56,6 +57,11 @@ class WindowReport:
     def linearization_error(self) -> float | None:
         """Relative error of the predicted gradient at the last mark."""
         return self.marks[max(self.marks)] if self.marks else None
+
+    @property
+    def median_linearization_error(self) -> float | None:
+        """Median over the marks; one step's rows move a single mark by a factor of two and more."""
+        return median(self.marks.values()) if self.marks else None
 
 
 def sweep_window(

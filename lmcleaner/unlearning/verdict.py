@@ -67,10 +67,10 @@ def _window_reasons(report: WindowReport, num_steps: int, thresholds: Thresholds
     window = report.window
     where = f"window {window.first} to {window.end}"
     reasons = []
-    error = report.linearization_error
+    error = report.median_linearization_error
     if error is not None and error > thresholds.linearization_error:
         reasons.append(
-            f"{where}: the predicted gradient is off by {error:.3f} (at most {thresholds.linearization_error:g}): "
+            f"{where}: the predicted gradients are off by {error:.3f} in the median (at most {thresholds.linearization_error:g}): "
             "use --hessian-mode secant"
         )
     if window.end == num_steps:
