@@ -7,8 +7,8 @@ from pathlib import Path
 
 from lmcleaner.formats.errors import ResourceError
 
-# Measured on a fine-tune of a 260,000-parameter Llama with AdamW; see docs/benchmarks.md.
-_LOSSLESS_BYTES_PER_ITEM_BYTE = 2.26 / 4
+# Measured with AdamW on Llamas of 0.26 to 4 million parameters: 2.25 to 2.45 bytes; see docs/benchmarks.md.
+_LOSSLESS_BYTES_PER_ITEM_BYTE = 2.45 / 4
 _CHECKPOINT_BYTES_PER_ITEM_BYTE = 0.92
 _BOOKKEEPING_BYTES_PER_ROW = 40
 
@@ -55,7 +55,7 @@ def estimate_storage(
         has_updates: whether θ after every step is stored.
 
     Returns:
-        The estimate, in bytes; updates within about a tenth, checkpoints rather too high.
+        The estimate, in bytes; rather too high, since updates shrink with the learning rate.
     """
     num_checkpoints = 1 + math.ceil(num_steps / checkpoint_every)
     vector = num_elements * item_bytes

@@ -70,8 +70,8 @@ def _window_reasons(report: WindowReport, num_steps: int, thresholds: Thresholds
     error = report.median_linearization_error
     if error is not None and error > thresholds.linearization_error:
         reasons.append(
-            f"{where}: the predicted gradients are off by {error:.3f} in the median (at most {thresholds.linearization_error:g}): "
-            "use --hessian-mode secant"
+            f"{where}: the predicted gradients are off by {error:.3f} in the median (at most "
+            f"{thresholds.linearization_error:g}): use --hessian-mode secant"
         )
     if window.end == num_steps:
         return reasons  # nothing was cut off, so nothing had to settle
