@@ -32,10 +32,11 @@ def audit(
     options = AuditOptions(oracle=oracle, model=model, relative_error=max_relative_error)
     with Reporter(quiet=quiet or as_json) as reporter:
         report = audit_model(folder, log or _default_log(folder), options, reporter)
+    verdict = str(report.document.get("result", {}).get("verdict", "none"))
     if as_json:
-        print_json({"passed": report.passed, "checks": report.checks, "oracle": report.oracle})
+        print_json({"passed": report.passed, "verdict": verdict, "checks": report.checks, "oracle": report.oracle})
     else:
-        _print_report(report.checks, report.oracle, passed=report.passed)
+        _print_report(report.checks, report.oracle, verdict=verdict, passed=report.passed)
     if not report.passed:
         raise typer.Exit(1)
 
@@ -47,7 +48,7 @@ def _default_log(folder: Path) -> Path:
     return Path(os.environ.get("LMCLEANER_LOG") or recorded or DEFAULT_LOG)
 
 
-def _print_report(checks: dict[str, str | None], oracle: dict[str, Any] | None, *, passed: bool) -> None:
+def _print_report(checks: dict[str, str | None], oracle: dict[str, Any] | None, *, verdict: str, passed: bool) -> None:
     for name, problem in checks.items():
         print_text(f"{name:<14} {'ok' if problem is None else f'FAILED: {problem}'}")
     if oracle is not None:
@@ -60,4 +61,5 @@ def _print_report(checks: dict[str, str | None], oracle: dict[str, Any] | None, 
                         f"{rows:<10} {model:<10} answer probability {answers['answer_probability']:.4f}, KL from the "
                         f"oracle {answers['kl_from_oracle']:.4f}"
                     )
+    print_text(f"verdict of the run, as recorded: {verdict}")
     print_text("audit passed" if passed else "audit FAILED")

@@ -165,7 +165,10 @@ def _plan(log: "TrainingLog", options: UnlearnOptions, *, as_json: bool) -> None
         f"{len(forget_set.digests)} samples, {forget_set.num_occurrences} occurrences in {len(forget_set.steps)} steps"
     )
     for window in windows:
-        print_text(f"window: checkpoint {window.start}, steps {window.first} to {window.end}, K {window.K_used}")
+        print_text(
+            f"window: checkpoint {window.start}, steps {window.first} to {window.end}, "
+            f"{window.K_used} of them after the last occurrence"
+        )
     print_text(f"{'mode':<8} {'gradients':>9} {'products':>9} {'to read':>10} {'seconds':>8} {'parameter memory':>17}")
     for plan in plans:
         print_text(

@@ -105,10 +105,9 @@ def _dry_run_json(result: "UnlearnResult") -> dict[str, Any]:
 
 def _print_document(document: dict[str, Any], output: Path | None) -> None:
     coverage, result = document["coverage"], document["result"]
-    print_text(
-        f"forgot   {coverage['samples']} samples: {coverage['occurrences']} occurrences in {coverage['steps']} steps, "
-        f"{coverage['missed']} missed"
-    )
+    uses = f"{coverage['occurrences']} occurrences of {coverage['samples']} samples in {coverage['steps']} steps"
+    handled = "skipped " if document["request"]["level"] == "batch" else "forgot  "
+    print_text(f"{handled} {uses}, {coverage['missed']} missed")
     for window in document["windows"]:
         print_text(f"window   {_window_line(window)}")
     surviving = result["surviving"]
@@ -127,7 +126,8 @@ def _print_document(document: dict[str, Any], output: Path | None) -> None:
 def _window_line(window: dict[str, Any]) -> str:
     error, settled = window["linearization_error"], window["settled"]
     return (
-        f"steps {window['tz']} to {window['tau']}, K {window['K_used']}; deviation {window['v_norm']:.4g}; "
+        f"steps {window['tz']} to {window['tau']}, {window['K_used']} of them after the last occurrence; "
+        f"deviation {window['v_norm']:.4g}; "
         f"{window['gradients']} gradients, {window['hvp_calls']} products; linearization error "
         f"{'none' if error is None else f'{error:.3f}'}; moved over the last tenth "
         f"{'unknown' if settled is None else f'{settled:.3f}'}"

@@ -34,9 +34,9 @@ def gradient_minus_product(
     for part in [inputs] if whole else _parts(inputs):
         with twice_differentiable():
             gradient, slope = _gradient_and_slope(replay, part, vector, extra)
-            _add_to_gradient(replay, gradient, sign=1)
-            del gradient  # as long as the parameters, and so is the product
-            _add_to_gradient(replay, torch.autograd.grad(slope, replay.parameters, allow_unused=True), sign=-1)
+            _add_to_gradient(replay, gradient)
+            del gradient  # as long as the parameters; the product below is added piece by piece
+            torch.autograd.backward(-slope, inputs=replay.parameters)
 
 
 def product(replay: ReplayModel, inputs: Inputs, vector: Sequence[Tensor], extra: Mapping[str, Any]) -> list[Tensor]:
@@ -66,14 +66,14 @@ def _gradient_and_slope(
     return list(gradient), torch.stack(slopes).sum()
 
 
-def _add_to_gradient(replay: ReplayModel, tensors: Sequence[Tensor | None], sign: int) -> None:
+def _add_to_gradient(replay: ReplayModel, tensors: Sequence[Tensor | None]) -> None:
     with torch.no_grad():
         for parameter, tensor in zip(replay.parameters, tensors, strict=True):
             if tensor is None:  # as a backward pass leaves it, so that the optimizer passes over the parameter
                 continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            parameter.grad.add_(tensor, alpha=sign)
+            parameter.grad.add_(tensor)
 
 
 def _parts(inputs: Inputs) -> Iterator[Inputs]:

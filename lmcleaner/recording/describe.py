@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -96,7 +97,9 @@ def describe_run(module: nn.Module, optimizer: torch.optim.Optimizer, descriptio
     return Manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model=ModelEntry(
-            source=description.model_source,
+            source=str(Path(description.model_source).resolve())
+            if Path(description.model_source).is_dir()
+            else description.model_source,
             class_name=type(module).__name__,
             fingerprint=model_fingerprint(module),
             dtype=dtype_name(first.dtype),

@@ -124,7 +124,10 @@ class Recorder:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._microbatches:
-            raise UsageError(f"step {self.num_steps}: an optimizer step without a forward pass of the model")
+            raise UsageError(
+                f"step {self.num_steps}: an optimizer step without a forward pass of the model in train mode",
+                hint="call model.train() before the loop; passes in eval mode or under no_grad aren't recorded",
+            )
         self._check_hyperparameters()
         self._step = StepRecord(
             microbatches=tuple(self._microbatches),

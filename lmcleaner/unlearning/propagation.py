@@ -186,7 +186,8 @@ class PaperCarrier(Carrier):
         if measure:
             here = setting.gradient(step, parameters)
             there = setting.gradient(step, [p - d for p, d in zip(parameters, directions, strict=True)])
-            error = relative_error([g - c for g, c in zip(here, product, strict=True) if g is not None], there)
+            predicted = [None if g is None else g - c for g, c in zip(here, product, strict=True)]
+            error = relative_error(predicted, there)
         for v, change, rate in zip(self._deviation, product, rates, strict=True):
             v.sub_(_wide(change), alpha=rate)
         return error

@@ -176,7 +176,7 @@ def _row_file(log: TrainingLog, forget: str) -> Path:
     if Path(forget).is_file():
         return Path(forget)
     recorded = Path(str(log.manifest.data.get("source", "")))
-    beside = [recorded.parent / f"{forget}{suffix}" for suffix in (".jsonl", ".json")]
+    beside = [recorded.parent / f"{forget}{suffix}" for suffix in ("", ".jsonl", ".json")]
     for candidate in beside:
         if candidate.is_file():
             return candidate
@@ -187,16 +187,16 @@ def _row_file(log: TrainingLog, forget: str) -> Path:
 
 
 def _encode(log: TrainingLog, source: RowSource, tokenizer: Any) -> list[Any]:
+    encoding = log.manifest.data.get("encoding")
+    if encoding is None:
+        raise InsufficientLogError(
+            f"the log doesn't say how rows became samples: {log.path}", hint="name the samples by their digests"
+        )
     expected, found = log.manifest.tokenizer.get("sha256"), tokenizer_digest(tokenizer)
     if expected != found:
         raise MismatchError(
             f"not the tokenizer of this log: expected digest {expected}, found {found}",
             hint="give the model that the run started from with --model",
-        )
-    encoding = log.manifest.data.get("encoding")
-    if encoding is None:
-        raise InsufficientLogError(
-            f"the log doesn't say how rows became samples: {log.path}", hint="name the samples by their digests"
         )
     return Encoding(**encoding).samples(source.rows, tokenizer, source.source)
 
