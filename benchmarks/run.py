@@ -26,6 +26,7 @@ from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.state import TrainingState
 
 STEPS = 12
+BATCH = 8
 VOCABULARY = 4096
 SHAPES = {
     "large": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 8},
@@ -60,11 +61,11 @@ def make_inputs(folder: Path, size: str) -> dict[str, Any]:
     )
     wrapped.save_pretrained(folder / size)
     torch.manual_seed(0)  # the same rows for every size of model
-    words = torch.randint(3, VOCABULARY, (STEPS * 4, 64)).tolist()
+    words = torch.randint(3, VOCABULARY, (STEPS * BATCH, 64)).tolist()
     rows = [json.dumps({"text": " ".join(f"w{word}" for word in row)}) + "\n" for row in words]
     (folder / "train.jsonl").write_text("".join(rows))
     (folder / "one.jsonl").write_text(rows[0])
-    (folder / "many.jsonl").write_text("".join(rows[: STEPS * 2]))
+    (folder / "many.jsonl").write_text("".join(rows[: STEPS * BATCH // 2]))
     return {"parameters": model.num_parameters()}
 
 
@@ -115,7 +116,7 @@ def run_record(folder: Path, optimizer: str, size: str) -> dict[str, Any]:
     momentum = 0.9 if optimizer == "sgd-momentum" else 0.0
     options = RecordOptions(
         model=str(folder / size), data=str(folder / "train.jsonl"), output=folder / f"trained-{size}-{optimizer}",
-        epochs=1, batch_size=4, lr=1e-4, optimizer=OptimizerName(optimizer.partition("-")[0]), momentum=momentum,
+        epochs=1, batch_size=BATCH, lr=1e-4, optimizer=OptimizerName(optimizer.partition("-")[0]), momentum=momentum,
         threads=1,
     )  # fmt: skip
     started = time.perf_counter()
@@ -160,7 +161,7 @@ def measure(folder: Path, console: Console) -> None:
         limit = (2 + 2 * states + 2) + activations / vector
         for mode, steps, forget in RUNS:
             found = in_own_process("unlearn", folder, optimizer, mode, steps, forget)
-            rows = "1" if forget == "one" else str(STEPS * 2)
+            rows = "1" if forget == "one" else str(STEPS * BATCH // 2)
             peak = found["peak"]
             seconds = f"{found['seconds']:.1f}"
             table.add_row(
@@ -179,7 +180,7 @@ def main() -> None:
     console = Console(width=120)
     console.print(
         f"{device_name('cpu')}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, one thread; {STEPS} steps of 4 rows of 66 tokens"
+        f"torch {torch.__version__}, one thread; {STEPS} steps of {BATCH} rows of 66 tokens"
     )
     with tempfile.TemporaryDirectory() as folder:
         measure(Path(folder), console)

@@ -157,7 +157,7 @@ def _plan(log: "TrainingLog", options: UnlearnOptions, *, as_json: bool) -> None
             "samples": len(forget_set.digests),
             "occurrences": forget_set.num_occurrences,
             "steps": list(forget_set.steps),
-            "windows": [asdict(window) | {"K_used": window.K_used} for window in windows],
+            "windows": [window.to_json() for window in windows],
             "plans": [asdict(plan) for plan in plans],
         })
         return

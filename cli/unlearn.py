@@ -98,7 +98,7 @@ def _dry_run_json(result: "UnlearnResult") -> dict[str, Any]:
             "occurrences": result.forget_set.num_occurrences,
             "steps": len(result.forget_set.steps),
         },
-        "windows": [asdict(window) | {"K_used": window.K_used} for window in result.windows],
+        "windows": [window.to_json() for window in result.windows],
         "plan": asdict(result.plan),
     }
 

@@ -102,13 +102,8 @@ def _coverage(forget_set: ForgetSet, reports: Sequence[WindowReport]) -> dict[st
 
 
 def _window(report: WindowReport) -> dict[str, Any]:
-    window = report.window
     return {
-        "start": window.start,
-        "tz": window.first,
-        "last_occurrence": window.last,
-        "tau": window.end,
-        "K_used": window.K_used,
+        **report.window.to_json(),
         "v0_norm": report.v0_norm,
         "v_peak_norm": report.v_peak_norm,
         "v_norm": report.v_norm,

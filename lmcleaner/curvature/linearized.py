@@ -1,15 +1,35 @@
 """The gradient at θ′ as the curvature at θ predicts it: g(θ) - (C + λI)·δ."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from lmcleaner.choices import Denominator, HessianMode
 from lmcleaner.curvature import exact, ggn
 from lmcleaner.formats.steps import StepRecord
-from lmcleaner.training.batches import NOTHING, Digests
+from lmcleaner.training.batches import NOTHING, Digests, Inputs, row_parts
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.state import Gradient
+
+
+class Operator(Protocol):
+    """A curvature matrix C that is never written down; the functions of `exact` and `ggn`."""
+
+    PARTS: int
+
+    def gradient_minus_product(
+        self, replay: ReplayModel, inputs: Inputs, vector: Sequence[Tensor], extra: Mapping[str, Any]
+    ) -> None:
+        """Adds g - C·v of some rows to the parameters' `grad`."""
+
+    def product(
+        self, replay: ReplayModel, inputs: Inputs, vector: Sequence[Tensor], extra: Mapping[str, Any]
+    ) -> list[Tensor]:
+        """C·v of some rows."""
+
+
+OPERATORS: dict[HessianMode, Operator] = {HessianMode.EXACT: exact, HessianMode.GGN: ggn}
 
 
 def predicted_gradient(
@@ -41,10 +61,9 @@ def predicted_gradient(
     extra = replay.manifest.model.forward_arguments
     for microbatch, inputs in zip(step.microbatches, replay.inputs(step, forgotten, denominator), strict=True):
         replay.restore_rng(microbatch.rng)
-        if mode is HessianMode.GGN:
-            ggn.gradient_minus_product(replay, inputs, deviation, extra)
-        else:
-            exact.gradient_minus_product(replay, inputs, deviation, extra, whole=bool(microbatch.rng))
+        # A model that draws random numbers draws them for all rows at once.
+        for rows in [inputs] if microbatch.rng else row_parts(inputs, OPERATORS[mode].PARTS):
+            OPERATORS[mode].gradient_minus_product(replay, rows, deviation, extra)
     gradient = replay.take_gradient()
     for part, direction in zip(gradient, deviation, strict=True):
         if part is not None:
@@ -72,7 +91,7 @@ def curvature_product(
     total = [damping * part for part in vector]
     for microbatch, inputs in zip(step.microbatches, replay.inputs(step, forgotten, denominator), strict=True):
         replay.restore_rng(microbatch.rng)
-        product = ggn.product if mode is HessianMode.GGN else exact.product
-        for sum_so_far, part in zip(total, product(replay, inputs, vector, extra), strict=True):
+        product = OPERATORS[mode].product(replay, inputs, vector, extra)
+        for sum_so_far, part in zip(total, product, strict=True):
             sum_so_far.add_(part)
     return total

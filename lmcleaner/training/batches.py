@@ -3,7 +3,7 @@
 Axes: batch = rows of the microbatch, seq = tokens of a padded row.
 """
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
 
 import numpy as np
 import torch
@@ -53,6 +53,22 @@ def step_inputs(
         _microbatch_inputs(microbatch, divisor, padding_token, device, forgotten)
         for microbatch, divisor in zip(step.microbatches, denominators, strict=True)
     ]
+
+
+def row_parts(inputs: Inputs, count: int) -> Iterator[Inputs]:
+    """Cuts a microbatch into parts of its rows; losses and gradients of the parts add up to the whole's.
+
+    Args:
+        inputs: forward arguments of a microbatch.
+        count: number of parts, if there are as many rows.
+
+    Yields:
+        Forward arguments of some rows, with the whole microbatch's denominator.
+    """
+    num_rows = len(inputs["input_ids"])
+    size = -(-num_rows // count)
+    for start in range(0, num_rows, size):
+        yield {name: value[start : start + size] if value.dim() else value for name, value in inputs.items()}
 
 
 def holds_forgotten(step: StepRecord, forgotten: Digests) -> bool:

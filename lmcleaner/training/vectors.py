@@ -12,6 +12,7 @@ from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.manifest import ParameterEntry
 
 _TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+_MAX_SPACED = 1 << 20  # elements of `evenly_spaced`; 8 MiB
 _INTEGER_VIEWS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float64: torch.int64}
 
 
@@ -79,4 +80,19 @@ def bits_in(tensor: Tensor) -> Bits:
 
 def global_norm(tensors: Iterable[Tensor]) -> float:
     """L2 norm of all tensors together, accumulated in float64."""
-    return math.sqrt(sum(float(torch.sum(tensor.double() ** 2)) for tensor in tensors))
+    return math.hypot(*(float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for tensor in tensors))
+
+
+def evenly_spaced(tensors: Sequence[Tensor]) -> Tensor:
+    """A copy of at most about a million elements, taken from all tensors at one spacing.
+
+    Two vectors are compared on these elements where neither may be kept whole; up to a million parameters they are all.
+
+    Args:
+        tensors: one or more of any shape.
+
+    Returns:
+        float64 `[elements]`.
+    """
+    spacing = -(-sum(tensor.numel() for tensor in tensors) // _MAX_SPACED)
+    return torch.cat([tensor.detach().reshape(-1)[::spacing] for tensor in tensors]).double()

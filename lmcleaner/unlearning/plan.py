@@ -76,9 +76,9 @@ def _bytes_to_read(log: TrainingLog, windows: Sequence[Window]) -> int:
 
 
 def _parameter_memory(log: TrainingLog, mode: HessianMode) -> int:
-    """θ, θ′, the gradient and θ′'s optimizer state; δ as well where a product needs it, and H·δ beside the gradient."""
+    """θ, θ′, the gradient and θ′'s optimizer state; δ as well where a product needs it."""
     first_state = log.manifest.optimizer.groups[0]
     is_adam = log.manifest.optimizer.name in {"Adam", "AdamW"}
     state_vectors = 2 if is_adam else int(first_state.get("momentum", 0) > 0)
-    vectors = 3 + state_vectors + {HessianMode.SECANT: 0, HessianMode.GGN: 1, HessianMode.EXACT: 2}[mode]
+    vectors = 3 + state_vectors + int(mode is not HessianMode.SECANT)
     return vectors * log.manifest.num_elements * BIT_DTYPES[log.manifest.model.dtype].itemsize

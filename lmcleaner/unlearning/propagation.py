@@ -13,7 +13,7 @@ from lmcleaner.formats.steps import Checkpoint, StepRecord
 from lmcleaner.training.batches import holds_forgotten
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.state import Gradient, TrainingState
-from lmcleaner.training.vectors import global_norm
+from lmcleaner.training.vectors import evenly_spaced
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.request import ForgetSet
 
@@ -112,30 +112,27 @@ class OptimizerCarrier(Carrier):
         setting.count_handled(number, step)
         if number in setting.forget_set.skipped:
             return None
-        deviation = self._linearized_from(parameters)
-        if deviation is None:
+        if parameters is None or not self._is_linearized_at(parameters):
             self.state.apply(setting.gradient(step, self.state.parameters), step.lr)
             return None
-        assert parameters is not None
+        # Before anything of its size is there, so that a sweep holds no more than θ, θ′, δ and a gradient.
+        true = _elements(setting.gradient(step, self.state.parameters)) if measure else None
         setting.spent.gradients += 1
         setting.spent.products += 1
         gradient = predicted_gradient(
-            setting.replay, setting.mode, step, parameters, deviation, setting.damping,
-            setting.forget_set.masked, setting.denominator,
+            setting.replay, setting.mode, step, parameters,
+            [p - q.detach() for p, q in zip(parameters, self.state.parameters, strict=True)],
+            setting.damping, setting.forget_set.masked, setting.denominator,
         )  # fmt: skip
-        del deviation  # one parameter vector less while the true gradient is computed
-        error = relative_error(gradient, setting.gradient(step, self.state.parameters)) if measure else None
+        error = relative_error(_elements(gradient), true) if true is not None else None
         self.state.apply(gradient, step.lr)
         return error
 
-    def _linearized_from(self, parameters: Sequence[Tensor] | None) -> list[Tensor] | None:
-        """δ in the parameters' dtype; None where the gradient is taken at θ′: secant, or nothing to carry yet."""
-        if self._setting.mode is HessianMode.SECANT or parameters is None:
-            return None
-        own = self.state.parameters
-        if all(torch.equal(p, q) for p, q in zip(parameters, own, strict=True)):
-            return None
-        return [p - q.detach() for p, q in zip(parameters, own, strict=True)]
+    def _is_linearized_at(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether the gradient at θ′ is predicted from θ; not in secant mode, nor while θ′ is θ itself."""
+        if self._setting.mode is HessianMode.SECANT:
+            return False
+        return not all(torch.equal(p, q) for p, q in zip(parameters, self.state.parameters, strict=True))
 
 
 class PaperCarrier(Carrier):
@@ -187,7 +184,7 @@ class PaperCarrier(Carrier):
             here = setting.gradient(step, parameters)
             there = setting.gradient(step, [p - d for p, d in zip(parameters, directions, strict=True)])
             predicted = [None if g is None else g - c for g, c in zip(here, product, strict=True)]
-            error = relative_error(predicted, there)
+            error = relative_error(_elements(predicted), _elements(there))
         for v, change, rate in zip(self._deviation, product, rates, strict=True):
             v.sub_(_wide(change), alpha=rate)
         return error
@@ -214,12 +211,15 @@ def make_carrier(options: UnlearnOptions, setting: Setting, checkpoint: Checkpoi
     return OptimizerCarrier(setting, checkpoint)
 
 
-def relative_error(predicted: Sequence[Tensor | None], true: Sequence[Tensor | None]) -> float:
-    """‖predicted - true‖ / ‖true‖ over all parameters; 0 where both vanish."""
-    pairs = [(p, t) for p, t in zip(predicted, true, strict=True) if p is not None and t is not None]
-    norm = global_norm(t for _, t in pairs)
-    difference = global_norm(p - t for p, t in pairs)
+def relative_error(predicted: Tensor, true: Tensor) -> float:
+    """‖predicted - true‖ / ‖true‖; 0 where both vanish."""
+    norm, difference = float(true.norm()), float((predicted - true).norm())
     return difference / norm if norm else float(difference > 0)
+
+
+def _elements(gradient: Gradient) -> Tensor:
+    """Evenly spaced elements of a gradient; the backward pass reaches the same parameters in every mode."""
+    return evenly_spaced([part for part in gradient if part is not None])
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -4,14 +4,13 @@ import math
 from dataclasses import dataclass
 from statistics import median
 
-import torch
 from torch import Tensor
 
 from lmcleaner.formats.canonical import array_digest
 from lmcleaner.formats.errors import DivergedError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.progress import Progress
-from lmcleaner.training.vectors import bits_of, global_norm
+from lmcleaner.training.vectors import bits_of, evenly_spaced, global_norm
 from lmcleaner.unlearning.combine import Correction
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.plan import NUM_MARKS
@@ -21,8 +20,6 @@ from lmcleaner.unlearning.windows import Window
 
 # δ ten times as long as θ itself is no correction any more, whatever it grows to later.
 _GROWTH_LIMIT = 10.0
-# `settled` compares δ on at most so many evenly spaced elements, to hold no second vector of parameter size.
-_PROBE_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +158,7 @@ class _Walk:
         return self._here
 
     def settled(self, deviation: list[Tensor]) -> float | None:
-        end = _probe(deviation)
+        end = evenly_spaced(deviation)
         if self._probe is None or not float(end.norm()):
             return None
         return float((end - self._probe).norm() / end.norm())
@@ -176,7 +173,7 @@ class _Walk:
             )
         self.norms[step] = norm
         if step <= _tenth_before_end(self._window):
-            self._probe = _probe(deviation)
+            self._probe = evenly_spaced(deviation)
 
 
 def _tenth_before_end(window: Window) -> int:
@@ -187,9 +184,3 @@ def _marks(window: Window) -> frozenset[int]:
     """Up to ten steps, evenly spaced, the last of the window among them."""
     count = min(NUM_MARKS, window.num_carried)
     return frozenset(window.first + math.ceil(window.num_carried * k / count) - 1 for k in range(1, count + 1))
-
-
-def _probe(deviation: list[Tensor]) -> Tensor:
-    total = sum(part.numel() for part in deviation)
-    stride = max(1, total // _PROBE_ELEMENTS)
-    return torch.cat([part.reshape(-1)[::stride] for part in deviation]).double()

@@ -35,6 +35,16 @@ class Window:
         """Steps from the first occurrence to the end."""
         return self.end - self.first
 
+    def to_json(self) -> dict[str, int]:
+        """The window by the names that the audit document uses."""
+        return {
+            "start": self.start,
+            "tz": self.first,
+            "last_occurrence": self.last,
+            "tau": self.end,
+            "K_used": self.K_used,
+        }
+
 
 def find_windows(
     occurrence_steps: Sequence[int],

@@ -256,10 +256,17 @@ def test_ctrl_c_leaves_nothing_half_written(wait: str, base_model: Path, tmp_pat
     assert {file.name for file in tmp_path.iterdir()} == {"train.jsonl", "forget.jsonl", "log", "trained"}
 
 
+def _let_ctrl_c_through() -> None:
+    """A shell's background job ignores ctrl-C, and its children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _interrupt(arguments: list[str], ready: Any) -> None:
     """Starts the command, waits for its plan and until `ready`, presses ctrl-C, expects exit code 130."""
     program = [sys.executable, "-c", "from lmcleaner.cli.main import main; main()", *arguments]
-    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    process = subprocess.Popen(
+        program, stderr=subprocess.PIPE, text=True, env=dict(os.environ), preexec_fn=_let_ctrl_c_through
+    )
     assert process.stderr is not None
     first_line = process.stderr.readline()
     while not ready():

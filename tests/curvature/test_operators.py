@@ -14,12 +14,12 @@ from torch.func import functional_call
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lmcleaner.choices import Denominator, HessianMode
-from lmcleaner.curvature import exact, ggn
-from lmcleaner.curvature.linearized import curvature_product, predicted_gradient
+from lmcleaner.curvature.linearized import OPERATORS, curvature_product, predicted_gradient
 from lmcleaner.formats.manifest import Manifest
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
 from lmcleaner.formats.steps import MicrobatchRecord, StepRecord
 from lmcleaner.recording.describe import RunDescription, describe_run
+from lmcleaner.training.batches import row_parts
 from lmcleaner.training.numerics import rng_state
 from lmcleaner.training.replay import ReplayModel
 
@@ -407,35 +407,26 @@ def test_the_predicted_gradient_is_the_gradient_minus_the_damped_product(
 
 
 @every_attention
-def test_a_ggn_pass_adds_gradient_minus_product_to_what_was_there(attention: str) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pass_adds_gradient_minus_product_to_what_was_there(attention: str, mode: HessianMode) -> None:
     replay, step = build_replay(ONE_LAYER, attention), whole_step(ONE_LAYER.vocab)
     vector, twin = random_vector(replay, 6), make_twin(ONE_LAYER)
     for _ in range(2):
-        ggn.gradient_minus_product(replay, replay.inputs(step)[0], vector, {})
-    expected = twin.gradient - twin.matrices[HessianMode.GGN] @ flat(vector)
-    assert_close(flat(replay.take_gradient()), 2 * expected)
+        OPERATORS[mode].gradient_minus_product(replay, replay.inputs(step)[0], vector, {})
+    assert_close(flat(replay.take_gradient()), 2 * (twin.gradient - twin.matrices[mode] @ flat(vector)))
 
 
-@every_attention
-@pytest.mark.parametrize("whole", [True, False])
-def test_an_exact_pass_adds_gradient_minus_product_to_what_was_there(attention: str, whole: bool) -> None:
-    replay, step = build_replay(ONE_LAYER, attention), whole_step(ONE_LAYER.vocab)
-    vector, twin = random_vector(replay, 6), make_twin(ONE_LAYER)
-    for _ in range(2):
-        exact.gradient_minus_product(replay, replay.inputs(step)[0], vector, {}, whole=whole)
-    expected = twin.gradient - twin.matrices[HessianMode.EXACT] @ flat(vector)
-    assert_close(flat(replay.take_gradient()), 2 * expected)
-
-
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 5, 9])
-def test_an_exact_pass_in_parts_takes_every_row_once(num_rows: int) -> None:
+def test_passes_over_parts_of_the_rows_add_up_to_one_over_all(num_rows: int, mode: HessianMode) -> None:
     replay = build_replay(ONE_LAYER, "sdpa")
     samples = [make_sample(3 + row % 3, 1 + row % 2, ONE_LAYER.vocab, seed=row) for row in range(num_rows)]
     inputs = replay.inputs(step_of(microbatch(samples, [row % 2 for row in range(num_rows)], 6)))[0]
     vector = random_vector(replay, 6)
     found = []
-    for whole in (True, False):
-        exact.gradient_minus_product(replay, inputs, vector, {}, whole=whole)
+    for count in (1, 4):
+        for part in row_parts(inputs, count):
+            OPERATORS[mode].gradient_minus_product(replay, part, vector, {})
         found.append(flat(replay.take_gradient()))
     assert_close(found[1], found[0])
 
@@ -509,7 +500,7 @@ def operator_product(
     mode: HessianMode, replay: ReplayModel, step: StepRecord, vector: Sequence[Tensor]
 ) -> list[Tensor]:
     """The product of one microbatch without damping, which would carry a non-finite entry by itself."""
-    product = ggn.product if mode is HessianMode.GGN else exact.product
+    product = OPERATORS[mode].product
     return product(replay, replay.inputs(step)[0], vector, {})
 
 
