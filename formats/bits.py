@@ -4,9 +4,12 @@ Read as integers in the order of the numbers that they stand for, the bit patter
 neighbouring integers, so a small change of a parameter is a small integer whatever its exponent. The zigzag form puts
 the sign into the lowest bit, and the high bits that stay zero are what bitshuffle and zstd then take away. Every step
 is a bijection of unsigned integers: NaN payloads, infinities, denormals and -0.0 come back as they were.
+
+The difference of two ordered forms, modulo 2^width, is the same if both leave out the flip of the top bit. What is left
+of the ordered form is its own inverse, and that is what updates are computed with.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,11 +23,7 @@ BIT_DTYPES: dict[str, np.dtype[Any]] = {
     "float64": np.dtype(np.uint64),
 }
 
-_BLOCK = 1 << 18  # elements that are worked on at once; a few megabytes of temporaries
-
-
-def _sign_shift(bits: Bits) -> Any:
-    return bits.dtype.type(bits.dtype.itemsize * 8 - 1)
+_PIECE = 1 << 14  # elements that are worked on at once: with their temporaries they stay in the cache
 
 
 def to_ordered(bits: Bits) -> Bits:
@@ -36,18 +35,23 @@ def to_ordered(bits: Bits) -> Bits:
     Returns:
         Integers of the same dtype and shape; -0.0 comes right before +0.0.
     """
-    shift = _sign_shift(bits)
-    top = bits.dtype.type(1) << shift
-    negative = np.negative(bits >> shift)  # all ones where the sign bit is set
-    return np.asarray(bits ^ (negative | top))
+    ordered = bits.copy()
+    _mirror_negative(ordered, ordered, np.empty_like(ordered))
+    return np.bitwise_xor(ordered, _top_bit(bits), out=ordered)
 
 
 def from_ordered(ordered: Bits) -> Bits:
-    """Inverse of `to_ordered`."""
-    shift = _sign_shift(ordered)
-    top = ordered.dtype.type(1) << shift
-    positive = np.negative(ordered >> shift)
-    return np.asarray(ordered ^ (~positive | top))
+    """Inverse of `to_ordered`.
+
+    Args:
+        ordered: uint16, uint32 or uint64, any shape.
+
+    Returns:
+        Float bit patterns of the same dtype and shape.
+    """
+    bits = np.asarray(ordered ^ _top_bit(ordered))
+    _mirror_negative(bits, bits, np.empty_like(bits))
+    return bits
 
 
 def encode_update(before: Bits, after: Bits) -> Bits:
@@ -60,37 +64,61 @@ def encode_update(before: Bits, after: Bits) -> Bits:
     Returns:
         Small unsigned integers where the parameters moved little, same dtype and shape.
     """
-    difference = to_ordered(after) - to_ordered(before)
-    shift = _sign_shift(difference)
-    return np.asarray((difference << difference.dtype.type(1)) ^ np.negative(difference >> shift))
+    update = np.empty_like(before)
+    first, second = _scratch(before)
+    for piece in _pieces(len(before)):
+        difference = update[piece]
+        count = len(difference)
+        _mirror_negative(after[piece], difference, second[:count])
+        _mirror_negative(before[piece], first[:count], second[:count])
+        np.subtract(difference, first[:count], out=difference)
+        _spread_sign(difference, out=second[:count])
+        np.left_shift(difference, 1, out=difference)
+        np.bitwise_xor(difference, second[:count], out=difference)
+    return update
 
 
-def apply_update(before: Bits, update: Bits) -> Bits:
-    """Inverse of `encode_update`: θ[t+1] from θ[t] and the update, bit for bit."""
-    one = update.dtype.type(1)
-    difference = (update >> one) ^ np.negative(update & one)
-    return from_ordered(to_ordered(before) + difference)
-
-
-def apply_in_parts(parameters: Sequence[Bits], updates: Iterable[Bits]) -> None:
-    """Applies an update in place, block by block, so that temporaries stay small.
+def apply_update(bits: Bits, update: Bits) -> None:
+    """Inverse of `encode_update`, bit for bit.
 
     Args:
-        parameters: bit patterns of θ[t] in one or more consecutive parts, which become those of θ[t+1].
-        updates: the update in consecutive parts, however it is cut; as many elements as `parameters`.
-
-    Raises:
-        ValueError: the update is shorter than the parameters.
+        bits: bit patterns of θ[t], uint16, uint32 or uint64 `[n]`; they become those of θ[t+1].
+        update: what `encode_update` made, same dtype and shape.
     """
-    remaining = iter(updates)
-    update: Bits = np.empty(0, np.uint32)
-    for part in parameters:
-        done = 0
-        while done < len(part):
-            if not len(update):
-                update = next(remaining, update)
-            count = min(len(part) - done, len(update), _BLOCK)
-            if not count:
-                raise ValueError("the update is shorter than the parameters")
-            part[done : done + count] = apply_update(part[done : done + count], update[:count])
-            update, done = update[count:], done + count
+    first, second = _scratch(bits)
+    for piece in _pieces(len(bits)):
+        part, zigzag = bits[piece], update[piece]
+        difference, signs = first[: len(part)], second[: len(part)]
+        np.bitwise_and(zigzag, 1, out=signs)
+        np.negative(signs, out=signs)
+        np.right_shift(zigzag, 1, out=difference)
+        np.bitwise_xor(difference, signs, out=difference)
+        _mirror_negative(part, part, signs)
+        np.add(part, difference, out=part)
+        _mirror_negative(part, part, signs)
+
+
+def _pieces(count: int) -> Iterator[slice]:
+    return (slice(start, start + _PIECE) for start in range(0, count, _PIECE))
+
+
+def _scratch(bits: Bits) -> tuple[Bits, Bits]:
+    first, second = np.empty((2, min(len(bits), _PIECE)), bits.dtype)
+    return first, second
+
+
+def _top_bit(bits: Bits) -> int:
+    return 1 << (bits.dtype.itemsize * 8 - 1)
+
+
+def _spread_sign(bits: Bits, *, out: Bits) -> None:
+    """All ones where the top bit is set, else 0."""
+    signed = f"i{bits.dtype.itemsize}"
+    np.right_shift(bits.view(signed), bits.dtype.itemsize * 8 - 1, out=out.view(signed))
+
+
+def _mirror_negative(bits: Bits, out: Bits, scratch: Bits) -> None:
+    """Flips all but the top bit of negative floats, so that signed integers follow their order; its own inverse."""
+    _spread_sign(bits, out=scratch)
+    np.bitwise_and(scratch, _top_bit(bits) - 1, out=scratch)
+    np.bitwise_xor(bits, scratch, out=out)

@@ -11,15 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from lmcleaner.formats.bits import (
-    BIT_DTYPES,
-    Bits,
-    apply_in_parts,
-    apply_update,
-    encode_update,
-    from_ordered,
-    to_ordered,
-)
+from lmcleaner.formats.bits import BIT_DTYPES, Bits, apply_update, encode_update, from_ordered, to_ordered
 
 NAMES = sorted(BIT_DTYPES)
 UNHURRIED = settings(deadline=None, max_examples=60)  # a busy machine is no failure
@@ -39,6 +31,13 @@ def size_of(name: str, bits: int) -> int | None:
         return None
     size = (mantissa + (1 << mantissa_bits)) << (exponent - 1) if exponent else mantissa
     return -size if sign else size
+
+
+def applied(before: Bits, update: Bits) -> Bits:
+    """What an update makes of a copy."""
+    bits = before.copy()
+    apply_update(bits, update)
+    return bits
 
 
 def special_bits(name: str) -> Bits:
@@ -72,7 +71,7 @@ def pairs(draw: Callable[[st.SearchStrategy[Any]], Any]) -> tuple[str, Bits, Bit
 @given(pairs())
 def test_applying_an_update_gives_the_bits_that_it_was_made_for(pair: tuple[str, Bits, Bits]) -> None:
     name, before, after = pair
-    restored = apply_update(before, encode_update(before, after))
+    restored = applied(before, encode_update(before, after))
     assert restored.dtype == BIT_DTYPES[name]
     np.testing.assert_array_equal(restored, after)
 
@@ -81,49 +80,48 @@ def test_applying_an_update_gives_the_bits_that_it_was_made_for(pair: tuple[str,
 @given(pairs())
 def test_every_integer_is_the_update_between_some_two_vectors(pair: tuple[str, Bits, Bits]) -> None:
     _, before, update = pair
-    np.testing.assert_array_equal(encode_update(before, apply_update(before, update)), update)
+    np.testing.assert_array_equal(encode_update(before, applied(before, update)), update)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("length", [2**14, 40_000])
+def test_an_update_of_many_elements_is_that_of_each_element(name: str, length: int) -> None:
+    rng = np.random.default_rng(0)
+    before, after = (np.frombuffer(rng.bytes(length * BIT_DTYPES[name].itemsize), BIT_DTYPES[name]) for _ in range(2))
+    update = encode_update(before, after)
+    np.testing.assert_array_equal(applied(before, update), after)
+    for place in (0, 2**14 - 1, length - 2**14, length - 1):
+        here = slice(place, place + 1)
+        np.testing.assert_array_equal(update[here], encode_update(before[here], after[here]))
 
 
 @UNHURRIED
-@given(pairs(), st.lists(st.integers(0, 8)), st.lists(st.integers(0, 8)))
-def test_an_update_applies_in_place_however_both_sides_are_cut(
-    pair: tuple[str, Bits, Bits], parameter_cuts: list[int], update_cuts: list[int]
-) -> None:
-    _, before, after = pair
-    bits, update = before.copy(), encode_update(before, after)
-    updates = [part for part in np.split(update, sorted(update_cuts)) if len(part)]
-    apply_in_parts(np.split(bits, sorted(parameter_cuts)), updates)
-    np.testing.assert_array_equal(bits, after)
-
-
-def test_an_update_larger_than_a_block_applies_in_place() -> None:
-    rng = np.random.default_rng(0)
-    before, after = (np.frombuffer(rng.bytes(600_000 * 2), np.uint16) for _ in range(2))
-    bits = before.copy()
-    apply_in_parts([bits], np.split(encode_update(before, after), [100, 400_000]))
-    np.testing.assert_array_equal(bits, after)
-
-
-def test_an_update_that_is_too_short_is_an_error() -> None:
-    with pytest.raises(ValueError, match="the update is shorter than the parameters"):
-        apply_in_parts([np.zeros(3, np.uint32)], [np.zeros(2, np.uint32)])
+@given(pairs())
+def test_an_update_is_the_zigzag_of_the_distance_in_the_order_of_the_floats(pair: tuple[str, Bits, Bits]) -> None:
+    name, before, after = pair
+    width = BIT_DTYPES[name].itemsize * 8
+    distances = [int(b) - int(a) for a, b in zip(to_ordered(before), to_ordered(after), strict=True)]
+    wrapped = [(d + (1 << (width - 1))) % (1 << width) - (1 << (width - 1)) for d in distances]
+    assert encode_update(before, after).tolist() == [2 * d if d >= 0 else -2 * d - 1 for d in wrapped]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_update_between_any_two_special_values_keeps_every_bit(name: str) -> None:
     special = special_bits(name)
     before, after = np.repeat(special, len(special)), np.tile(special, len(special))
-    np.testing.assert_array_equal(apply_update(before, encode_update(before, after)), after)
+    np.testing.assert_array_equal(applied(before, encode_update(before, after)), after)
 
 
 @UNHURRIED
 @given(pairs())
-def test_arguments_stay_as_they_were(pair: tuple[str, Bits, Bits]) -> None:
+def test_what_an_update_is_made_of_stays_as_it_was(pair: tuple[str, Bits, Bits]) -> None:
     _, before, after = pair
     copies = before.copy(), after.copy()
-    apply_update(before, encode_update(before, after))
-    np.testing.assert_array_equal(before, copies[0])
-    np.testing.assert_array_equal(after, copies[1])
+    update = encode_update(before, after)
+    stored = update.copy()
+    applied(before, update)
+    for made_of, copy in zip((before, after, update), (*copies, stored), strict=True):
+        np.testing.assert_array_equal(made_of, copy)
 
 
 @UNHURRIED
