@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lmcleaner.formats.errors import ExistsError
-from lmcleaner.formats.writer import storage_errors
+from lmcleaner.formats.store import storage_errors
 
 
 def check_free(path: Path) -> None:
