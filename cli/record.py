@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lmcleaner.choices import ModelDtype, OptimizerName, Scheduler, Updates
+from lmcleaner.choices import Codec, ModelDtype, OptimizerName, Scheduler
 from lmcleaner.cli.console import Reporter, human_bytes, print_json, print_text
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Quiet, default_of
 from lmcleaner.recording.options import RecordOptions
@@ -43,7 +43,8 @@ def record(
     checkpoint_every: Annotated[int, typer.Option(metavar="C", help="Steps between checkpoints.")] = _d(
         "checkpoint_every"
     ),
-    updates: Annotated[Updates, typer.Option(help="How θ after every step is stored.")] = _d("updates"),
+    updates: Annotated[Codec, typer.Option(help="How θ after every step is stored.")] = _d("updates"),
+    gradients: Annotated[Codec, typer.Option(help="How the clipped gradients are stored.")] = _d("gradients"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove a log that lies there.")] = False,
     config: Config = None,
     as_json: AsJson = False,
@@ -58,7 +59,7 @@ def record(
         optimizer=optimizer, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, scheduler=scheduler,
         warmup_ratio=warmup_ratio, max_grad_norm=max_grad_norm, template=template, max_length=max_length,
         max_steps=max_steps, seed=seed, dtype=dtype, threads=threads, checkpoint_every=checkpoint_every,
-        updates=updates, overwrite=overwrite,
+        updates=updates, gradients=gradients, overwrite=overwrite,
     )  # fmt: skip
     from lmcleaner.recording.training import record as run
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import jsonschema
 
+from lmcleaner.formats.documents import load_schema
 from lmcleaner.formats.errors import DamagedError, NotFoundError, VersionError
-from lmcleaner.formats.manifest import load_schema
 
 AUDIT_FILE = "audit.json"
 AUDIT_SCHEMA = "lmcleaner-audit"

@@ -1,8 +1,8 @@
 """Chunks and shards as bytes, by the Zarr v3 codecs `blosc`, `crc32c` and `sharding_indexed`.
 
-A chunk is a Blosc frame followed by its CRC-32C. A shard is its chunks one after the other, then an index with the offset
-and the number of bytes of each, then the index's CRC-32C. Nothing is allocated by what a frame says of itself: its header
-must say what the caller expects.
+A chunk is a Blosc frame followed by its CRC-32C. A shard is its chunks one after the other, then an index with the
+offset and the number of bytes of each, then the index's CRC-32C. Nothing is allocated by what a frame says of itself:
+its header must say what the caller expects.
 """
 
 from collections.abc import Sequence

@@ -126,7 +126,7 @@ class _Int4:
         dequantize(before, unpack_nibbles(packed, len(before)), scales, dtype)
 
 
-# Level 3 takes up to three times as long as level 1 and saves 1% or nothing. The bits of a code are left together: that
+# Level 3 takes up to three times as long as level 1 and saves 2% or nothing. The bits of a code are left together: that
 # small codes are frequent doesn't show in single bits.
 _PLAIN = Compression(cname="zstd", clevel=1, shuffle="noshuffle")
 _BITSHUFFLED = Compression(cname="zstd", clevel=1, shuffle="bitshuffle")

@@ -1,10 +1,47 @@
 """The commit record: what a log vouches for. It is written last and replaced as a whole."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Literal, Self
 
 from lmcleaner.formats.canonical import json_digest
+from lmcleaner.formats.documents import Json, problem_of
 from lmcleaner.formats.layout import COMMIT, damaged
+from lmcleaner.formats.tables import TableCommit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointCommit:
+    """What the commit record says of a checkpoint.
+
+    Attributes:
+        dtypes: part of the optimizer's state -> dtype name, for the parts that have the parameters' shape.
+        scalars: parts of the state that are one number a parameter.
+        generator_bytes: bytes of the random number generators' state.
+        sha256: array name -> digest of its little-endian bytes, hexadecimal.
+    """
+
+    dtypes: Mapping[str, str]
+    scalars: tuple[str, ...]
+    generator_bytes: int
+    sha256: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """Something that was done to a log after it was recorded.
+
+    Attributes:
+        kind: what was done.
+        time: when, UTC, ISO 8601.
+        root_before: the log's root until then.
+        details: what a reader may want to know of it; for a redaction, among others the audit document's SHA-256.
+    """
+
+    kind: Literal["redaction", "pruning"]
+    time: str
+    root_before: str
+    details: Json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,21 +49,29 @@ class Commit:
     """Number of committed rows and digest of everything that a log holds.
 
     Attributes:
+        generation: where the log's arrays lie.
         steps: committed optimizer steps.
         finished: whether the run came to its own end.
-        tables: name -> {"rows": count, "sha256": digest of all rows' little-endian bytes}.
-        checkpoints: step as text -> {array name: SHA-256 of its little-endian bytes}.
+        tables: what is committed of each table.
+        checkpoints: step -> what is committed of its checkpoint.
+        updates: [first, stop) of each range of steps whose updates the log holds, ascending.
+        corrections: steps before which a lossy reconstruction is taken back to the run's own bits, ascending.
+        history: what was done to the log since, oldest first.
     """
 
+    generation: int
     steps: int
     finished: bool
-    tables: dict[str, dict[str, Any]]
-    checkpoints: dict[str, dict[str, str]]
+    tables: Mapping[str, TableCommit]
+    checkpoints: Mapping[int, CheckpointCommit]
+    updates: tuple[tuple[int, int], ...]
+    corrections: tuple[int, ...]
+    history: tuple[Change, ...] = field(default=())
 
     def root(self, manifest_digest: str) -> str:
         """SHA-256 over the manifest's digest and the digests of all tables and checkpoints.
 
-        The updates are covered through steps/parameters_sha256, which they must reproduce.
+        The updates are covered through the digest of the parameters after each step, which they must reproduce.
 
         Args:
             manifest_digest: SHA-256 of the manifest.
@@ -34,14 +79,14 @@ class Commit:
         Returns:
             64 hexadecimal digits that name the log's whole content.
         """
-        return json_digest({"manifest": manifest_digest, **asdict(self)})
+        return json_digest({"manifest": manifest_digest, **self._plain()})
 
-    def to_json(self, manifest_digest: str) -> dict[str, Any]:
+    def to_json(self, manifest_digest: str) -> Json:
         """The record as it is stored, root included."""
-        return {**asdict(self), "root": self.root(manifest_digest)}
+        return {**self._plain(), "root": self.root(manifest_digest)}
 
     @classmethod
-    def from_json(cls, document: dict[str, Any], manifest_digest: str, where: str) -> Self:
+    def from_json(cls, document: Json, manifest_digest: str, where: str) -> Self:
         """Builds the record and checks it against its own root.
 
         Args:
@@ -53,13 +98,32 @@ class Commit:
             The commit record.
 
         Raises:
-            DamagedError: a field is missing or the root doesn't match.
+            DamagedError: it breaks its schema, or the root doesn't match.
         """
-        try:
-            commit = cls(**{name: document[name] for name in cls.__dataclass_fields__})
-            found, expected = commit.root(manifest_digest), document["root"]
-        except (KeyError, TypeError) as error:
-            raise damaged(where, COMMIT, f"the commit record can't be read ({error})") from error
+        problem = problem_of(document, "commit.schema.json")
+        if problem is not None:
+            raise damaged(where, COMMIT, f"the commit record can't be read: {problem}")
+        expected = document["root"]
+        content = {name: value for name, value in document.items() if name != "root"}
+        found = json_digest({"manifest": manifest_digest, **content})
         if found != expected:
             raise damaged(where, COMMIT, f"expected root {expected}, found {found}")
-        return commit
+        return cls(
+            generation=document["generation"],
+            steps=document["steps"],
+            finished=document["finished"],
+            tables={name: TableCommit(**table) for name, table in document["tables"].items()},
+            checkpoints={int(step): _checkpoint(entry) for step, entry in document["checkpoints"].items()},
+            updates=tuple((first, stop) for first, stop in document["updates"]),
+            corrections=tuple(document["corrections"]),
+            history=tuple(Change(**change) for change in document["history"]),
+        )
+
+    def _plain(self) -> Json:
+        plain = asdict(self)
+        plain["checkpoints"] = {str(step): entry for step, entry in plain["checkpoints"].items()}
+        return plain
+
+
+def _checkpoint(entry: Json) -> CheckpointCommit:
+    return CheckpointCommit(**entry | {"scalars": tuple(entry["scalars"])})

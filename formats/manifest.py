@@ -2,19 +2,17 @@
 
 import json
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib.resources import files
-from typing import Any, Literal, Self, TypeVar
-
-import jsonschema
+from typing import Literal, Self, TypeVar
 
 from lmcleaner.formats.canonical import json_digest
+from lmcleaner.formats.documents import Json, problem_of
 from lmcleaner.formats.errors import DamagedError, VersionError
 from lmcleaner.formats.layout import SCHEMA, VERSION
 
-Json = dict[str, Any]
-UpdateCodec = Literal["lossless", "none"]
+CodecName = Literal["lossless", "int8", "int4", "none"]
 Entry = TypeVar("Entry")
+
+MAX_ELEMENTS = 1 << 42  # of a parameter vector; more than any model has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +86,7 @@ class ModelEntry:
         source: directory or name that it was loaded from.
         class_name: class in transformers.
         fingerprint: SHA-256 over names, shapes and bytes of all its tensors before training.
-        dtype: dtype of the trainable parameters, "float32" or "bfloat16".
+        dtype: dtype of the trainable parameters, "float32", "bfloat16" or "float64".
         forward_arguments: keyword arguments besides tensors that each training forward pass was given.
     """
 
@@ -113,6 +111,7 @@ class Manifest:
         padding_token: token id in the padding of a microbatch.
         numerics: what decides the last bit.
         updates: codec of the updates.
+        gradients: codec of the gradients that the optimizer was given.
         checkpoint_every: steps between checkpoints.
         planned_steps: steps that the run means to take, or None where it didn't say.
         data: source, split, digest and template of the rows.
@@ -129,7 +128,8 @@ class Manifest:
     loss_divisor: float
     padding_token: int
     numerics: NumericsEntry
-    updates: UpdateCodec
+    updates: CodecName
+    gradients: CodecName
     checkpoint_every: int
     planned_steps: int | None
     data: Json
@@ -189,20 +189,6 @@ def _entry(kind: type[Entry], values: Json) -> Entry:
     return kind(**{name: values[name] for name in kind.__dataclass_fields__})  # type: ignore[attr-defined]
 
 
-@cache
-def load_schema(name: str) -> Json:
-    """A JSON Schema that ships with the package.
-
-    Args:
-        name: file name, such as "manifest.schema.json".
-
-    Returns:
-        The schema.
-    """
-    schema: Json = json.loads(files("lmcleaner.formats").joinpath(name).read_text(encoding="utf-8"))
-    return schema
-
-
 def _check(document: Json, where: str) -> None:
     if document.get("schema") != SCHEMA:
         raise DamagedError(f"not a training log: {where}: expected schema {SCHEMA!r}, found {document.get('schema')!r}")
@@ -211,8 +197,21 @@ def _check(document: Json, where: str) -> None:
             f"unknown version of a training log: {where}: expected {VERSION}, found {document.get('version')!r}",
             hint="a later release of lmcleaner wrote this log; upgrade to read it",
         )
-    problem = jsonschema.exceptions.best_match(
-        jsonschema.Draft202012Validator(load_schema("manifest.schema.json")).iter_errors(document)
-    )
+    problem = problem_of(document, "manifest.schema.json") or _problem_of_parameters(document)
     if problem is not None:
-        raise DamagedError(f"the log's manifest is damaged: {where}: {problem.json_path}: {problem.message}")
+        raise DamagedError(f"the log's manifest is damaged: {where}: {problem}")
+
+
+def _problem_of_parameters(document: Json) -> str | None:
+    """What a schema can't say: each parameter has its own name and place, and begins where the one before ends."""
+    expected, names, places = 0, set(), set()
+    for number, entry in enumerate(document["parameters"]):
+        name, place = entry["name"], (entry["group"], entry["index"])
+        if entry["offset"] != expected or name in names or place in places:
+            return f"$.parameters[{number}]: expected offset {expected}, and a name and a place in a group of its own"
+        if entry["group"] >= len(document["optimizer"]["groups"]):
+            return f"$.parameters[{number}].group: expected one of {len(document['optimizer']['groups'])} groups"
+        names.add(name)
+        places.add(place)
+        expected += _entry(ParameterEntry, entry).num_elements
+    return None if expected <= MAX_ELEMENTS else f"$.parameters: expected at most {MAX_ELEMENTS} elements"

@@ -4,17 +4,19 @@ The arithmetic is in W: float32, or float64 for float64 parameters. r is what a 
 `levels` is 127 or 7:
 
 * writer: Δ = θ[t+1] - r[t]; scale = max |Δ| of the block / levels, as float32; code = Δ / scale, rounded half to even;
-* reader: r[t+1] = round(r[t] + code · scale), a product and then a sum in W; bfloat16 is rounded half to even from float32.
+* reader: r[t+1] = round(r[t] + code · scale), a product and then a sum in W; bfloat16 is rounded half to even from
+  float32.
 
 A code never exceeds `levels`: max |Δ| / scale is `levels` but for a relative error of 2^-23.
 
 **The same bits in any thread**, whether it flushes denormals or not. Denormals and -0.0 of r count as +0.0, and become
-it through their bits before the arithmetic. A scale below 2^-100 is 0, and so are its block's codes. So a product is 0 or
-at least 2^-100, and a sum is 0, a normal r, or at least 2^-124 (float64: 2^-153), since neither of its numbers has finer
-digits where they cancel: no sum is denormal or -0.0. What Δ loses where θ is flushed is too little to change a code.
+it through their bits before the arithmetic. A scale below 2^-100 is 0, and so are its block's codes. So a product is 0
+or at least 2^-100, and a sum is 0, a normal r, or at least 2^-124 (float64: 2^-153), since neither of its numbers has
+finer digits where they cancel: no sum is denormal or -0.0. What Δ loses where θ is flushed is too little to change a
+code.
 
-**No overflow.** A scale above 2^100 is refused. Up to there a sum is at most scale / 2 and rounding beyond a finite θ: less
-than half the distance from the largest number to the next power of two.
+**No overflow.** A scale above 2^100 is refused. Up to there a sum is at most scale / 2 and rounding beyond a finite θ:
+less than half the distance from the largest number to the next power of two.
 
 **Error.** With u = 2^-24 (bfloat16: 2^-8 + 2^-23, float64: 2^-53), whatever the steps before, at every t
 |θ[t] - r[t]| <= scale[t] · (1/2 + 2^-15) + u · |r[t]|, or 2^-93 where the scale is 0. It doesn't grow with t.
@@ -119,11 +121,11 @@ def _rows(values: _Floats) -> _Floats:
 def _flushed(bits: Bits, dtype: str) -> _Floats:
     """The numbers in W, with +0.0 for denormals and -0.0, through integers that no flush mode touches."""
     top = 1 << (bits.dtype.itemsize * 8 - 1)
-    normal = bits & (top - 1)
+    normal: Bits = np.bitwise_and(bits, top - 1)
     normal += top - _SMALLEST_NORMAL[dtype]  # sets the top bit where a number is normal
     signed = normal.view(f"i{bits.dtype.itemsize}")
     signed >>= bits.dtype.itemsize * 8 - 1
-    normal &= bits
+    np.bitwise_and(normal, bits, out=normal)
     return _floats(normal, dtype)
 
 
@@ -146,7 +148,7 @@ def _scales(change: _Floats, levels: int, first: int) -> NDArray[np.float32]:
         worst = int(np.abs(change).argmax())  # the first that is NaN, if any is
         message = f"element {first + worst} changes by {change[worst]}, expected at most {levels * _LARGEST_SCALE:.3g}"
         raise DivergedError(message)
-    scales = (peaks / levels).astype(np.float32)
+    scales: NDArray[np.float32] = (peaks / levels).astype(np.float32)
     scales[scales < _SMALLEST_SCALE] = 0
     return scales
 

@@ -1,74 +1,75 @@
 """Reads a training log, never changes it, and trusts nothing that its digests don't cover."""
 
-import hashlib
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import zarr
-import zarr.errors
 from numpy.typing import NDArray
 
-from lmcleaner.formats.bits import BIT_DTYPES, Bits, apply_in_parts
+from lmcleaner.formats.bits import BIT_DTYPES, Bits
 from lmcleaner.formats.canonical import array_digest, json_digest
+from lmcleaner.formats.chunks import ChunkError
+from lmcleaner.formats.codecs import SPAN
 from lmcleaner.formats.commit import Commit
+from lmcleaner.formats.consistency import problem_of_commit, problem_of_table
+from lmcleaner.formats.documents import metadata_key, read_attributes
 from lmcleaner.formats.errors import InsufficientLogError, NotFoundError
-from lmcleaner.formats.layout import (
-    ATTRIBUTES,
-    CHECKPOINTS,
-    COMMIT,
-    TABLES,
-    UPDATES,
-    VECTOR_CHUNK,
-    checkpoint_name,
-    damaged,
-)
+from lmcleaner.formats.layout import CHECKPOINTS, COMMIT, GRADIENTS, UPDATES, checkpoint_name, damaged
 from lmcleaner.formats.manifest import Manifest
+from lmcleaner.formats.reconstruction import Reconstruction
+from lmcleaner.formats.rows import RowReader
 from lmcleaner.formats.samples import Sample
-from lmcleaner.formats.steps import Checkpoint, MicrobatchRecord, OptimizerVectors, StepRecord
+from lmcleaner.formats.stacks import StackReader
+from lmcleaner.formats.states import read_array, read_checkpoint
+from lmcleaner.formats.steps import Checkpoint, StepRecord
+from lmcleaner.formats.store import Store, open_store
+from lmcleaner.formats.tables import read_table
+from lmcleaner.formats.tree import Tree
+from lmcleaner.formats.window import Selection, WindowStep, stream
 
-# What zarr and its codecs raise on bytes that aren't what they should be.
-_UNREADABLE = (ValueError, TypeError, KeyError, RuntimeError, OSError, zarr.errors.BaseZarrError)
+Value = TypeVar("Value")
 
 
 class TrainingLog:
     """An opened training log.
 
     Attributes:
-        path: folder of the log.
+        store: where the log lies.
         manifest: what the log says of its run before the first step.
+        manifest_digest: SHA-256 of the manifest as it is stored.
         commit: what the log vouches for; rows beyond it are not there for a reader.
+        tree: where everything lies.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, location: Store | Path | str) -> None:
         """Opens the log and checks its manifest and its commit record.
 
         Args:
-            path: folder of the log.
+            location: folder, zip file or URL of the log.
 
         Raises:
             NotFoundError: no log lies there.
             DamagedError: the manifest or the commit record is damaged.
             VersionError: a later release wrote it.
         """
-        self.path = Path(path)
-        if not (self.path / "zarr.json").is_file():
-            raise NotFoundError(
-                f"no training log: {path}", hint="give the log's folder, or set LMCLEANER_LOG; `record` makes one"
-            )
-        try:
-            self._group = zarr.open_group(str(path), mode="r")
-            attributes = self._group.attrs.asdict()
-            commit = self._subgroup(COMMIT).attrs.asdict()
-        except _UNREADABLE as error:
-            raise damaged(str(path), COMMIT, f"can't be read ({error})") from error
-        self.manifest = Manifest.from_json(attributes, str(path))
-        self.commit = Commit.from_json(commit, self.manifest.digest, str(path))
+        self.store = open_store(location)
+        document = self._attributes("")
+        self.manifest = Manifest.from_json(document, self.location)
+        self.manifest_digest = json_digest(document)
+        self.commit = Commit.from_json(self._attributes(COMMIT), self.manifest_digest, self.location)
+        self.tree = Tree(self.manifest, self.commit.generation)
+        problem = problem_of_commit(self.commit, self.manifest)
+        if problem is not None:
+            raise damaged(self.location, COMMIT, problem)
         self._cache: dict[str, NDArray[Any]] = {}
+        self._rows = RowReader(self.table)
+
+    @property
+    def location(self) -> str:
+        """Where the log lies, as it was given."""
+        return self.store.location
 
     @property
     def num_steps(self) -> int:
@@ -78,17 +79,17 @@ class TrainingLog:
     @property
     def root(self) -> str:
         """SHA-256 that names the log's whole committed content."""
-        return self.commit.root(self.manifest.digest)
+        return self.commit.root(self.manifest_digest)
 
     @property
     def checkpoint_steps(self) -> tuple[int, ...]:
         """Steps before which the full state is stored, in order."""
-        return tuple(sorted(int(step) for step in self.commit.checkpoints))
+        return tuple(sorted(self.commit.checkpoints))
 
     @property
     def has_updates(self) -> bool:
         """Whether θ after every step can be read."""
-        return self.manifest.updates != "none"
+        return self.missing_update(0, self.num_steps) is None
 
     @cached_property
     def sample_rows(self) -> dict[bytes, int]:
@@ -116,14 +117,17 @@ class TrainingLog:
             DamagedError: the bytes can't be read or don't have the committed digest.
         """
         if name not in self._cache:
-            self._cache[name] = self._read_table(name)
+            path, layout, committed = self.tree.path(name), self.tree.tables[name], self.commit.tables[name]
+            rows = self._sound(name, None, read_table, self.store, path, layout, committed)
+            problem = problem_of_table(name, rows, self.commit)
+            if problem is not None:
+                raise damaged(self.location, name, problem)
+            self._cache[name] = rows
         return self._cache[name]
 
     def sample(self, row: int) -> Sample:
         """The sample in row `row` of the sample table."""
-        stops = self.table("samples/stop")
-        part = slice(int(stops[row - 1]) if row else 0, int(stops[row]))
-        return Sample(self.table("samples/tokens")[part], self.table("samples/labels")[part])
+        return self._rows.sample(row)
 
     def step(self, step: int) -> StepRecord:
         """What step `step` did.
@@ -132,16 +136,20 @@ class TrainingLog:
             NotFoundError: the log holds no such step.
         """
         self._check_step(step, self.num_steps - 1)
-        return StepRecord(
-            microbatches=tuple(self._microbatch(row) for row in self._rows("steps/stop", step)),
-            lr=tuple(float(lr) for lr in self.table("steps/lr")[step]),
-            gradient_norm=float(self.table("steps/gradient_norm")[step]),
-            seconds=float(self.table("steps/seconds")[step]),
-        )
+        return self._sound("occurrences/start", step, self._rows.step, step)
 
     def nearest_checkpoint(self, step: int) -> int:
-        """The last checkpoint at or before `step`."""
-        return max(stored for stored in self.checkpoint_steps if stored <= step)
+        """The last checkpoint at or before `step`.
+
+        Raises:
+            InsufficientLogError: all checkpoints lie behind it.
+        """
+        before = [stored for stored in self.checkpoint_steps if stored <= step]
+        if not before:
+            raise InsufficientLogError(
+                f"no checkpoint at or before step {step}: {self.location}: found {list(self.checkpoint_steps)}"
+            )
+        return before[-1]
 
     def checkpoint(self, step: int) -> Checkpoint:
         """The full state before step `step`, checked against its digests.
@@ -150,168 +158,224 @@ class TrainingLog:
             NotFoundError: there is no checkpoint of that step.
             DamagedError: the bytes can't be read or don't have the committed digest.
         """
-        arrays = self._checkpoint_arrays(step)
-        attributes = self._checkpoint_attributes(step)
-        parts = {name.removeprefix("optimizer/"): name for name in arrays if name.startswith("optimizer/")}
-        scalars = set(attributes["scalars"])
-        return Checkpoint(
-            step=step,
-            parameters=arrays["parameters"],
-            optimizer=OptimizerVectors(
-                vectors={part: arrays[name] for part, name in parts.items() if part not in scalars},
-                dtypes=dict(attributes["dtypes"]),
-                scalars={part: arrays[name] for part, name in parts.items() if part in scalars},
-                present=arrays["present"].astype(np.bool_),
-            ),
-        )
+        self._check_checkpoint(step)
+        committed = self.commit.checkpoints[step]
+        return self._sound(checkpoint_name(step), step, read_checkpoint, self.store, self.tree, step, committed)
 
     def checkpoint_parameters(self, step: int) -> Bits:
         """θ[step] from its checkpoint, bit patterns `[num_elements]`, checked against its digest."""
-        return self._checkpoint_array(step, "parameters")
+        return self.checkpoint_array(step, "parameters")
 
-    def advance(self, parameters: Sequence[Bits], step: int) -> None:
-        """Takes θ[step] to θ[step+1] in place, and checks the result against its digest.
+    def checkpoint_array(self, step: int, name: str) -> NDArray[Any]:
+        """One array of a checkpoint, checked against its digest.
 
         Args:
-            parameters: bit patterns of θ[step] in one or more consecutive parts, `[num_elements]` together.
-            step: the step to apply.
+            step: of the checkpoint.
+            name: of the array, such as "parameters".
+
+        Returns:
+            Its elements.
 
         Raises:
-            InsufficientLogError: the log holds no updates.
-            NotFoundError: the log holds no such step.
-            DamagedError: the update can't be read or leads to other parameters than the run's.
+            NotFoundError: there is no checkpoint of that step.
+            DamagedError: the bytes can't be read or don't have the committed digest.
         """
-        self._check_step(step, self.num_steps - 1)
-        if not self.has_updates:
-            raise InsufficientLogError(
-                f"the log holds no updates: {self.path}: step {step}", hint="record with --updates lossless"
-            )
-        try:
-            apply_in_parts(parameters, self._update_chunks(step))
-        except _UNREADABLE as error:
-            raise damaged(str(self.path), UPDATES, f"can't be read ({error})", step=step) from error
-        content = hashlib.sha256()
-        for part in parameters:
-            content.update(part.data)
-        if content.digest() != self.parameters_digest(step + 1):
-            raise damaged(str(self.path), UPDATES, "the update doesn't lead to the parameters of the run", step=step)
+        self._check_checkpoint(step)
+        where, committed = f"{checkpoint_name(step)}/{name}", self.commit.checkpoints[step]
+        return self._sound(where, step, read_array, self.store, self.tree, step, name, committed)
 
     def parameters(self, step: int) -> Bits:
-        """θ[step], bit patterns `[num_elements]`, from the nearest checkpoint and the updates after it."""
+        """θ[step], bit patterns `[num_elements]`: from its checkpoint, or as the updates have it.
+
+        Raises:
+            NotFoundError: the log holds no such step.
+            InsufficientLogError: the log doesn't hold the updates.
+            DamagedError: what it is read from is damaged.
+        """
+        self._check_step(step, self.num_steps)
+        return self.checkpoint_parameters(step) if step in self.commit.checkpoints else self.reconstruction(step)
+
+    def named_parameters(self, step: int, names: Sequence[str]) -> dict[str, Bits]:
+        """Some parameters of θ[step], reading no more than the spans that they lie in.
+
+        A span is checked by the checksums of its chunks; the digests cover whole vectors only.
+
+        Args:
+            step: before which step.
+            names: of the parameters.
+
+        Returns:
+            Name -> bit patterns in the parameter's shape.
+
+        Raises:
+            NotFoundError: the log holds no such step or parameter.
+            InsufficientLogError: the log doesn't hold the updates.
+            DamagedError: what it is read from is damaged.
+        """
+        self._check_step(step, self.num_steps)
+        selection = Selection(self.manifest, names)
+        return selection.named(self.reconstruct(step, selection).bits)
+
+    def reconstruction(self, step: int) -> Bits:
+        """θ[step] as the updates have it: the run's bits with lossless updates, within the codec's bound otherwise."""
+        return self.reconstruct(step).bits
+
+    def reconstruct(self, step: int, selection: Selection | None = None) -> Reconstruction:
+        """θ[step] as the updates have it, able to move forward.
+
+        Args:
+            step: before which step.
+            selection: which parameters; None is all.
+
+        Returns:
+            The reconstruction.
+
+        Raises:
+            NotFoundError: the log holds no such step.
+            InsufficientLogError: the log doesn't hold the updates.
+            DamagedError: what it is read from is damaged.
+        """
         self._check_step(step, self.num_steps)
         start = self.nearest_checkpoint(step)
-        bits = self.checkpoint_parameters(start)
-        for between in range(start, step):
-            self.advance([bits], between)
-        return bits
+        self.check_updates(start, step)
+        spans = None if selection is None or self._is_everything(selection) else selection.spans
+        found = Reconstruction(self, start, spans=spans)
+        found.advance_to(step)
+        return found
+
+    def window(
+        self,
+        start: int,
+        stop: int,
+        *,
+        names: Sequence[str] | None = None,
+        updates: bool = False,
+        gradients: bool = False,
+    ) -> Iterator[WindowStep]:
+        """Streams the steps from `start` to `stop` - 1, reading ahead, with a few vectors in memory.
+
+        Args:
+            start: first step.
+            stop: one after the last step; at most τ + 1, or τ with updates or gradients.
+            names: parameters to read; None is all.
+            updates: whether to give θ[s+1] - θ[s].
+            gradients: whether to give the gradients that the optimizer was given.
+
+        Returns:
+            An iterator over the steps.
+
+        Raises:
+            NotFoundError: the log holds no such step or parameter.
+            InsufficientLogError: the log doesn't hold the updates or the gradients.
+        """
+        self._check_step(start, self.num_steps)
+        self._check_step(stop - 1, self.num_steps - 1 if updates or gradients else self.num_steps)
+        return stream(self, start, stop, Selection(self.manifest, names), updates=updates, gradients=gradients)
+
+    def gradient(self, step: int) -> Bits:
+        """The gradient that the optimizer was given at a step, as its codec has it; bit patterns `[num_elements]`.
+
+        Raises:
+            NotFoundError: the log holds no such step.
+            InsufficientLogError: the log holds no gradients.
+            DamagedError: it can't be read or doesn't have the committed digest.
+        """
+        self._check_step(step, self.num_steps - 1)
+        return self.gradient_reader(Selection(self.manifest, None))(step)
+
+    def gradient_reader(self, selection: Selection) -> Callable[[int], Bits]:
+        """A function that reads the selection's spans of a step's gradient; a whole one is checked by its digest.
+
+        Raises:
+            InsufficientLogError: the log holds no gradients.
+        """
+        if GRADIENTS not in self.tree.stacks:
+            raise InsufficientLogError(f"the log holds no gradients: {self.location}", hint="record with --gradients")
+        reader, digests = StackReader(self.store, self.tree, GRADIENTS), self.table("steps/gradient_sha256")
+        num_elements, dtype = self.manifest.num_elements, BIT_DTYPES[self.manifest.model.dtype]
+
+        def read(step: int) -> Bits:
+            values = np.zeros(sum(min(SPAN, num_elements - span * SPAN) for span in selection.spans), dtype)
+            for number, stored in enumerate(reader.stored(step, selection.spans)):
+                reader.apply(values[number * SPAN : (number + 1) * SPAN], stored)
+            if self._is_everything(selection) and array_digest(values) != digests[step].tobytes():
+                raise ChunkError("it doesn't have the committed digest")
+            return values
+
+        return lambda step: self._sound(GRADIENTS, step, read, step)
+
+    def missing_update(self, start: int, stop: int) -> int | None:
+        """The first step from `start` to `stop` - 1 whose update the log doesn't hold, or None."""
+        step = start
+        for first, last in self.commit.updates:
+            if first <= step < last:
+                step = last
+        return step if step < stop else None
+
+    def check_updates(self, start: int, stop: int) -> None:
+        """Makes sure that the updates of the steps from `start` to `stop` - 1 are there.
+
+        Raises:
+            InsufficientLogError: the log doesn't hold one of them.
+        """
+        missing = self.missing_update(start, stop)
+        if missing is not None:
+            raise InsufficientLogError(
+                f"the log doesn't hold the update: {self.location}: step {missing}",
+                hint="record with --updates lossless; `lmcleaner inspect` shows which steps' updates the log holds",
+            )
 
     def parameters_digest(self, step: int) -> bytes:
-        """SHA-256 of θ[step], 32 bytes."""
+        """SHA-256 of the run's θ[step], 32 bytes."""
         if step == 0:
-            return bytes.fromhex(self.commit.checkpoints["0"]["parameters"])
+            return bytes.fromhex(self.commit.checkpoints[0].sha256["parameters"])
         digest: NDArray[np.uint8] = self.table("steps/parameters_sha256")[step - 1]
         return digest.tobytes()
+
+    def reconstruction_digest(self, step: int) -> bytes:
+        """SHA-256 of θ[step] as the updates have it, 32 bytes."""
+        digests = self.table("steps/reconstruction_sha256")
+        return digests[step - 1].tobytes() if step and len(digests) else self.parameters_digest(step)
+
+    def bytes_on_disk(self) -> dict[str, int]:
+        """Bytes of the log's files by part: samples, bookkeeping, updates, gradients, checkpoints."""
+        parts = dict.fromkeys(("samples", "bookkeeping", UPDATES, GRADIENTS, CHECKPOINTS), 0)
+        prefix = self.tree.path("") + "/"
+        for key, size in self.store.list():
+            top = key.removeprefix(prefix).split("/")[0].removesuffix("_scales")
+            parts[top if top in parts else "bookkeeping"] += size
+        return parts
+
+    def _attributes(self, group: str) -> dict[str, Any]:
+        try:
+            return read_attributes(self.store, group)
+        except FileNotFoundError as error:
+            if group:
+                raise damaged(
+                    self.location, metadata_key(group), "it is missing: the run was killed before its first commit"
+                ) from error
+            raise NotFoundError(
+                f"no training log: {self.location}",
+                hint="give the log's folder, or set LMCLEANER_LOG; `record` makes one",
+            ) from error
 
     def _check_step(self, step: int, last: int) -> None:
         if not 0 <= step <= last:
             raise NotFoundError(
-                f"no such step: {self.path}: expected 0 to {last}, found {step}",
+                f"no such step: {self.location}: expected 0 to {last}, found {step}",
                 hint="`lmcleaner inspect` shows how many steps the log holds",
             )
 
-    def _update_chunks(self, step: int) -> Iterator[Bits]:
-        updates, dtype = self._array(UPDATES), BIT_DTYPES[self.manifest.model.dtype]
-        self._check_chunks(UPDATES, (step + 1, self.manifest.num_elements), first=step)
-        for start in range(0, self.manifest.num_elements, VECTOR_CHUNK):
-            yield np.asarray(updates[step, start : start + VECTOR_CHUNK], dtype=dtype)
+    def _check_checkpoint(self, step: int) -> None:
+        if step not in self.commit.checkpoints:
+            raise NotFoundError(f"no checkpoint of step {step}: {self.location}: found {list(self.checkpoint_steps)}")
 
-    def _rows(self, stops: str, row: int) -> range:
-        """Rows of the next finer table that row `row` of a table covers."""
-        table = self.table(stops)
-        return range(int(table[row - 1]) if row else 0, int(table[row]))
+    def _is_everything(self, selection: Selection) -> bool:
+        return len(selection.entries) == len(self.manifest.parameters)
 
-    def _microbatch(self, row: int) -> MicrobatchRecord:
-        occurrences = self._rows("microbatches/stop", row)
-        rng_row = int(self.table("microbatches/rng_row")[row])
-        return MicrobatchRecord(
-            samples=tuple(self.sample(int(self.table("occurrences/sample")[o])) for o in occurrences),
-            starts=tuple(int(self.table("occurrences/start")[o]) for o in occurrences),
-            width=int(self.table("microbatches/width")[row]),
-            has_mask=bool(self.table("microbatches/has_mask")[row]),
-            denominator=float(self.table("microbatches/denominator")[row]),
-            loss=float(self.table("microbatches/loss")[row]),
-            rng=b"" if rng_row < 0 else self.table("rng/states")[rng_row].tobytes(),
-        )
-
-    def _read_table(self, name: str) -> NDArray[Any]:
-        layout = next(table for table in TABLES if table.name == name)
-        committed = self.commit.tables[name]
+    def _sound(self, array: str, step: int | None, read: Callable[..., Value], *arguments: Any) -> Value:
+        """What `read` gives; its errors with the place."""
         try:
-            rows = np.asarray(self._array(name)[: committed["rows"]])
-            self._check_chunks(name, rows.shape)
-        except _UNREADABLE as error:
-            raise damaged(str(self.path), name, f"can't be read ({error})") from error
-        if rows.dtype != layout.dtype or len(rows) != committed["rows"]:
-            expected = f"{committed['rows']} rows of {layout.dtype}"
-            raise damaged(str(self.path), name, f"expected {expected}, found {len(rows)} of {rows.dtype}")
-        if array_digest(rows).hex() != committed["sha256"]:
-            raise damaged(str(self.path), name, "the rows don't have the committed digest")
-        return rows
-
-    def _checkpoint_arrays(self, step: int) -> dict[str, NDArray[Any]]:
-        if str(step) not in self.commit.checkpoints:
-            raise NotFoundError(f"no checkpoint of step {step}: {self.path}: found {list(self.checkpoint_steps)}")
-        names = [name for name in self.commit.checkpoints[str(step)] if name != ATTRIBUTES]
-        return {name: self._checkpoint_array(step, name) for name in names}
-
-    def _checkpoint_attributes(self, step: int) -> dict[str, Any]:
-        where = checkpoint_name(step)
-        try:
-            attributes: dict[str, Any] = self._subgroup(where).attrs.asdict()
-            found = json_digest(attributes)
-        except _UNREADABLE as error:
-            raise damaged(str(self.path), where, f"can't be read ({error})", step=step) from error
-        if found != self.commit.checkpoints[str(step)].get(ATTRIBUTES):
-            raise damaged(str(self.path), where, "the attributes don't have the committed digest", step=step)
-        return attributes
-
-    def _checkpoint_array(self, step: int, name: str) -> NDArray[Any]:
-        where = f"{checkpoint_name(step)}/{name}"
-        try:
-            values = np.asarray(self._array(where)[:])
-            self._check_chunks(where, values.shape)
-        except _UNREADABLE as error:
-            raise damaged(str(self.path), where, f"can't be read ({error})", step=step) from error
-        if array_digest(values).hex() != self.commit.checkpoints[str(step)][name]:
-            raise damaged(str(self.path), where, "the values don't have the committed digest", step=step)
-        return values
-
-    def _check_chunks(self, name: str, shape: tuple[int, ...], *, first: int = 0) -> None:
-        """Zarr reads a missing chunk as zeros, which may even be right; a log without one is damaged all the same."""
-        sizes = self._array(name).chunks
-        counts = [math.ceil(extent / size) for extent, size in zip(shape, sizes, strict=True)]
-        for place in product(range(first, counts[0]), *map(range, counts[1:])):
-            key = "/".join(map(str, ("c", *place)))
-            if not (self.path / name / key).is_file():
-                raise FileNotFoundError(f"no chunk {key}")
-
-    def _array(self, name: str) -> zarr.Array[Any]:
-        array = self._group[name]
-        if not isinstance(array, zarr.Array):
-            raise TypeError("expected an array, found a group")
-        return array
-
-    def _subgroup(self, name: str) -> zarr.Group:
-        group = self._group[name]
-        if not isinstance(group, zarr.Group):
-            raise TypeError("expected a group, found an array")
-        return group
-
-    def bytes_on_disk(self) -> dict[str, int]:
-        """Bytes of the log's files by part: samples, bookkeeping, updates, checkpoints."""
-        parts = {"samples": 0, "bookkeeping": 0, "updates": 0, "checkpoints": 0}
-        for file in self.path.rglob("*"):
-            if file.is_file():
-                top = file.relative_to(self.path).parts[0]
-                parts[top if top in {"samples", UPDATES, CHECKPOINTS} else "bookkeeping"] += file.stat().st_size
-        return parts
+            return read(*arguments)
+        except (ChunkError, FileNotFoundError) as error:
+            raise damaged(self.location, array, f"can't be read ({error})", step=step) from error

@@ -19,14 +19,26 @@ class Sample:
     Attributes:
         tokens: int32 `[length]`.
         labels: int32 `[length]`; `IGNORED_LABEL` where the loss doesn't look.
+        tombstone: digest of what was here before it was overwritten on request; empty for a sample as the run saw it.
     """
 
     tokens: IntArray
     labels: IntArray
+    tombstone: bytes = b""
+
+    @property
+    def is_redacted(self) -> bool:
+        """Whether the content was overwritten on request."""
+        return bool(self.tombstone)
 
     @property
     def digest(self) -> bytes:
-        """SHA-256, 32 bytes, of the domain tag, the length as uint64 and both arrays, all little-endian."""
+        """SHA-256, 32 bytes, of the domain tag, the length as uint64 and both arrays, all little-endian.
+
+        A tombstone keeps the digest of what was there.
+        """
+        if self.tombstone:
+            return self.tombstone
         content = hashlib.sha256(_DOMAIN)
         content.update(len(self.tokens).to_bytes(8, "little"))
         content.update(self.tokens.astype("<i4").tobytes())

@@ -85,8 +85,10 @@ class Checkpoint:
         step: the step; θ[step] is what follows.
         parameters: bit patterns of the trainable parameters, `[num_elements]`.
         optimizer: the optimizer's state.
+        generators: state of the random number generators; empty where nobody gave it.
     """
 
     step: int
     parameters: Bits
     optimizer: OptimizerVectors
+    generators: bytes = b""

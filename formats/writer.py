@@ -1,288 +1,352 @@
 """Writes a training log: data first, the commit record last."""
 
-import errno
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Self
 
 import numpy as np
-import zarr
-from numpy.typing import NDArray
 
-from lmcleaner.formats.bits import BIT_DTYPES, Bits, encode_update
-from lmcleaner.formats.canonical import array_digest, json_digest
-from lmcleaner.formats.commit import Commit
+from lmcleaner.formats.arrays import group_metadata
+from lmcleaner.formats.bits import Bits
+from lmcleaner.formats.canonical import array_digest
+from lmcleaner.formats.codecs import CODECS
+from lmcleaner.formats.commit import Change, CheckpointCommit, Commit
+from lmcleaner.formats.documents import DOCUMENT_BYTES, metadata_key
 from lmcleaner.formats.errors import ExistsError, ResourceError
-from lmcleaner.formats.layout import (
-    ATTRIBUTES,
-    COMMIT,
-    SCHEMA,
-    TABLE_CHUNK,
-    TABLES,
-    UPDATES,
-    VECTOR_CHUNK,
-    Table,
-    checkpoint_name,
-    table_codecs,
-    vector_codecs,
-)
+from lmcleaner.formats.layout import COMMIT, GRADIENTS, LOCK, SCHEMA, UPDATES
+from lmcleaner.formats.lock import WriterLock
 from lmcleaner.formats.manifest import Manifest
-from lmcleaner.formats.samples import Sample
-from lmcleaner.formats.steps import Checkpoint, MicrobatchRecord, StepRecord
+from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.formats.rows import RowWriter
+from lmcleaner.formats.stacks import StackWriter, spans_of
+from lmcleaner.formats.states import write_checkpoint
+from lmcleaner.formats.steps import Checkpoint, StepRecord
+from lmcleaner.formats.store import Store, open_store
+from lmcleaner.formats.tables import TableWriter
+from lmcleaner.formats.tree import Tree
+from lmcleaner.formats.vectors import VectorWriter
 
 FLUSH_STEPS = 16  # steps between two commit records; a kill loses at most these
 
-# An all-zero chunk is written like any other, so that a missing one is always damage.
-_STORE_EVERY_CHUNK: Any = {"write_empty_chunks": True}
 
+class GenerationWriter:
+    """Appends steps and checkpoints to one generation of a log; what it commits is a record, for the caller to write.
 
-@contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turns a full disk or an unwritable folder into an error that names the place.
-
-    Args:
-        path: what is being written.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        ResourceError: the system has no room, or doesn't let us write.
+    Attributes:
+        num_steps: steps appended so far.
     """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}:
-            raise
-        raise ResourceError(
-            f"can't write: {path}: {error.strerror}", hint="free some space or choose another folder"
-        ) from error
 
+    def __init__(self, store: Store, tree: Tree, log: TrainingLog | None = None) -> None:
+        """Begins an empty generation, or goes on behind the committed steps of a log.
 
-class TableWriter:
-    """One growing table: rows wait in memory until they are flushed, and a running digest covers the flushed ones."""
+        Args:
+            store: where the log lies.
+            tree: of the generation.
+            log: the log to go on with, opened at the same generation.
+        """
+        self._store, self._tree = store, tree
+        self.num_steps = log.num_steps if log else 0
+        self._tables = {
+            name: TableWriter(store, tree.path(name), layout, log.table(name) if log else None)
+            for name, layout in tree.tables.items()
+        }
+        self._rows = RowWriter(self._tables, log.sample_rows if log else {}, tree.manifest.loss_divisor)
+        self._stacks = {name: StackWriter(store, tree, name, self.num_steps) for name in tree.stacks}
+        self._checkpoints: dict[int, CheckpointCommit] = dict(log.commit.checkpoints) if log else {}
+        self._corrections = list(log.commit.corrections) if log else []
+        self._bits: Bits | None = log.reconstruction(self.num_steps) if log and UPDATES in tree.stacks else None
+        self._is_lossy = UPDATES in tree.stacks and CODECS[tree.codec(UPDATES)].is_lossy
 
-    def __init__(self, group: zarr.Group, table: Table, columns: tuple[int, ...]) -> None:
-        """Creates the empty array."""
-        self._table = table
-        self._columns = columns
-        self._array = group.create_array(
-            table.name,
-            shape=(0, *columns),
-            chunks=(TABLE_CHUNK, *columns),
-            dtype=table.dtype,
-            fill_value=0,
-            compressors=table_codecs(),
-            config=_STORE_EVERY_CHUNK,
-            attributes={"meaning": table.meaning},
+    def append(self, step: StepRecord, parameters: Bits, gradient: Bits | None = None) -> None:
+        """Adds one step.
+
+        Args:
+            step: what the step did.
+            parameters: bit patterns of θ after the step, `[num_elements]`; the writer's from now on.
+            gradient: bit patterns of the gradient that the optimizer was given, where the log holds gradients.
+        """
+        self._rows.append(step)
+        self._append_digest("steps/parameters_sha256", array_digest(parameters))
+        if UPDATES in self._stacks:
+            self._append_update(parameters)
+        if GRADIENTS in self._stacks:
+            assert gradient is not None
+            self._append_gradient(gradient)
+        self.num_steps += 1
+        if self._is_lossy and self.num_steps % self._tree.manifest.checkpoint_every == 0:
+            self._correct(parameters)
+
+    def write_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Writes the state before step `checkpoint.step`, which must be the next one."""
+        assert checkpoint.step == self.num_steps, (checkpoint.step, self.num_steps)
+        if self._is_lossy and self.num_steps and self.num_steps not in self._corrections:
+            self._correct(checkpoint.parameters)
+        if UPDATES in self._stacks:
+            self._bits = checkpoint.parameters
+        self._checkpoints[self.num_steps] = write_checkpoint(self._store, self._tree, checkpoint)
+
+    def flush(self, *, finished: bool, history: tuple[Change, ...]) -> Commit:
+        """Writes what waits.
+
+        Args:
+            finished: whether the run came to its own end.
+            history: what was done to the log since.
+
+        Returns:
+            The record of everything that is written now.
+        """
+        for stack in self._stacks.values():
+            stack.flush()
+        return Commit(
+            generation=self._tree.generation,
+            steps=self.num_steps,
+            finished=finished,
+            tables={name: table.flush() for name, table in self._tables.items()},
+            checkpoints=dict(self._checkpoints),
+            updates=((0, self.num_steps),) if UPDATES in self._stacks else (),
+            corrections=tuple(self._corrections),
+            history=history,
         )
-        self._digest = hashlib.sha256()
-        self._waiting: list[NDArray[Any]] = []
-        self.num_rows = 0
 
-    def append(self, rows: Any) -> None:
-        """Adds rows; `rows` has the table's columns behind axis 0."""
-        block = np.asarray(rows, dtype=self._table.dtype).reshape(-1, *self._columns)
-        self._waiting.append(block)
-        self.num_rows += len(block)
+    def _append_update(self, parameters: Bits) -> None:
+        assert self._bits is not None
+        for span in spans_of(len(parameters)):
+            self._stacks[UPDATES].append_span(self._bits[span], parameters[span])
+        if self._is_lossy:
+            self._append_digest("steps/reconstruction_sha256", array_digest(self._bits))
+        else:
+            self._bits = parameters
 
-    def flush(self) -> None:
-        """Writes the waiting rows."""
-        if not self._waiting:
-            return
-        block = np.concatenate(self._waiting)
-        self._waiting.clear()
-        if len(block):
-            self._array.append(block)
-            self._digest.update(block.astype(block.dtype.newbyteorder("<")).tobytes())
+    def _append_gradient(self, gradient: Bits) -> None:
+        digest = hashlib.sha256()
+        for span in spans_of(len(gradient)):
+            stored = np.zeros_like(gradient[span])
+            self._stacks[GRADIENTS].append_span(stored, gradient[span])
+            digest.update(stored.data)
+        self._append_digest("steps/gradient_sha256", digest.digest())
 
-    def commitment(self) -> dict[str, Any]:
-        """What the commit record says of the flushed rows."""
-        return {"rows": int(self._array.shape[0]), "sha256": self._digest.hexdigest()}
+    def _append_digest(self, table: str, digest: bytes) -> None:
+        self._tables[table].append([np.frombuffer(digest, np.uint8)])
+
+    def _correct(self, parameters: Bits) -> None:
+        """Takes a lossy reconstruction to the run's own bits, and writes how."""
+        assert self._bits is not None
+        exact, dtype = CODECS["lossless"], self._tree.manifest.model.dtype
+        writer = VectorWriter(self._store, self._tree.correction(self.num_steps))
+        for span in spans_of(len(parameters)):
+            writer.add(exact.encode(self._bits[span], parameters[span], dtype)[0])
+        self._corrections.append(self.num_steps)
 
 
 class LogWriter:
-    """Appends steps and checkpoints to a new log.
+    """Appends steps and checkpoints to a log, and holds its lock until it is closed.
 
     A step becomes visible to readers with the commit record that follows it: every `FLUSH_STEPS` steps, at each
     checkpoint and at the end.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, start: Checkpoint, *, overwrite: bool = False) -> None:
-        """Creates the log with its checkpoint of step 0.
+    def __init__(self, store: Store, lock: WriterLock, tree: Tree, log: TrainingLog | None) -> None:
+        """Not for callers: see `create` and `resume`."""
+        self._store, self._lock, self._tree = store, lock, tree
+        self._manifest_digest = log.manifest_digest if log else tree.manifest.digest
+        self._generation = GenerationWriter(store, tree, log)
+        self._history = log.commit.history if log else ()
+        self._metadata: dict[str, bytes] = {}
+
+    @classmethod
+    def create(
+        cls, location: Store | Path | str, manifest: Manifest, start: Checkpoint, *, overwrite: bool = False
+    ) -> Self:
+        """A new log with its checkpoint of step 0.
 
         Args:
-            path: folder of the log; must not exist, or hold a log if `overwrite`.
+            location: folder or URL of the log; nothing must lie there, or a log if `overwrite`.
             manifest: what the log says of the run.
             start: θ[0] and the optimizer's state.
-            overwrite: removes a log that lies at `path`.
+            overwrite: removes a log that lies there.
+
+        Returns:
+            The writer.
 
         Raises:
-            ExistsError: something lies at `path`.
+            ExistsError: something lies there, or somebody writes it.
         """
-        self.path = path
-        self.manifest = manifest
-        self._manifest_digest = manifest.digest
-        self.num_steps = 0
-        self._bits: Bits = start.parameters
-        self._samples: dict[bytes, int] = {}
-        self._checkpoints: dict[str, dict[str, str]] = {}
-        check_place(path, overwrite)
-        with storage_errors(path):
-            if path.exists():
-                shutil.rmtree(path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._group = zarr.create_group(str(path), zarr_format=3, attributes=manifest.to_json())
-            self._commit_group = self._group.create_group(COMMIT)
-            widths = {"": (), "groups": (len(manifest.optimizer.groups),), "rng_bytes": (manifest.numerics.rng_bytes,)}
-            self._tables = {
-                table.name: TableWriter(self._group, table, table.columns or widths[table.width]) for table in TABLES
-            }
-            self._updates = self._create_updates() if manifest.updates == "lossless" else None
-        self.write_checkpoint(start)
+        store = open_store(location, writable=True)
+        check_place(store, overwrite)
+        root = _limited(group_metadata(manifest.to_json()), store, "the model has too many parameters for a log")
+        lock = WriterLock.acquire(store)
+        with _released_on_error(lock):
+            _clear(store)
+            store.write(metadata_key(""), [root])
+            writer = cls(store, lock, Tree(manifest, 0), None)
+            writer.write_checkpoint(start)
+            return writer
 
-    def append(self, step: StepRecord, parameters: Bits) -> None:
+    @classmethod
+    def resume(cls, location: Store | Path | str) -> Self:
+        """A log that goes on behind its last committed step; what lies beyond is removed.
+
+        Args:
+            location: folder or URL of the log.
+
+        Returns:
+            The writer.
+
+        Raises:
+            ExistsError: somebody writes the log.
+            DamagedError: what the log must go on from can't be read.
+        """
+        store = open_store(location, writable=True)
+        TrainingLog(store)  # before the lock, which would be the first file where no log is
+        lock = WriterLock.acquire(store)
+        with _released_on_error(lock):
+            log = TrainingLog(store)
+            remove_uncommitted(store, log)
+            return cls(store, lock, Tree(log.manifest, log.commit.generation), log)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps appended so far, committed or not."""
+        return self._generation.num_steps
+
+    def append(self, step: StepRecord, parameters: Bits, gradient: Bits | None = None) -> None:
         """Records one step.
 
         Args:
             step: what the step did.
-            parameters: bit patterns of θ after the step, `[num_elements]`; kept, so the caller must not change them.
+            parameters: bit patterns of θ after the step, `[num_elements]`; the writer's from now on.
+            gradient: bit patterns of the gradient that the optimizer was given, where the log holds gradients.
         """
-        with storage_errors(self.path):
-            if self._updates is not None:
-                self._write_update(parameters)
-            self._bits = parameters
-            self._append_rows(step, array_digest(parameters))
-            self.num_steps += 1
-            if self.num_steps % FLUSH_STEPS == 0:
-                self.commit()
+        self._generation.append(step, parameters, gradient)
+        if self.num_steps % FLUSH_STEPS == 0:
+            self.commit()
 
     def write_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Writes the state before step `checkpoint.step`, which must be the next one, and commits."""
-        assert checkpoint.step == self.num_steps, (checkpoint.step, self.num_steps)
-        with storage_errors(self.path):
-            attributes = {"dtypes": checkpoint.optimizer.dtypes, "scalars": sorted(checkpoint.optimizer.scalars)}
-            group = self._group.create_group(checkpoint_name(checkpoint.step), attributes=attributes)
-            arrays: dict[str, NDArray[Any]] = {
-                "parameters": checkpoint.parameters,
-                "present": checkpoint.optimizer.present.astype(np.uint8),
-                **{f"optimizer/{name}": bits for name, bits in checkpoint.optimizer.vectors.items()},
-                **{f"optimizer/{name}": values for name, values in checkpoint.optimizer.scalars.items()},
-            }
-            for name, values in arrays.items():
-                _write_vector(group, name, values)
-            digests = {name: array_digest(values).hex() for name, values in arrays.items()}
-            self._checkpoints[str(checkpoint.step)] = {ATTRIBUTES: json_digest(attributes), **digests}
-            self.commit()
+        self._generation.write_checkpoint(checkpoint)
+        self.commit(with_metadata=True)
 
-    def commit(self, *, finished: bool = False) -> None:
-        """Writes what waits, then the commit record that makes it visible."""
-        with storage_errors(self.path):
-            for table in self._tables.values():
-                table.flush()
-            commit = Commit(
-                steps=self.num_steps,
-                finished=finished,
-                tables={name: table.commitment() for name, table in self._tables.items()},
-                checkpoints=dict(self._checkpoints),
-            )
-            self._commit_group.update_attributes(commit.to_json(self._manifest_digest))
+    def commit(self, *, finished: bool = False, with_metadata: bool = False) -> None:
+        """Writes what waits, then the commit record that makes it visible.
 
-    def _create_updates(self) -> zarr.Array[Any]:
-        num_elements = self.manifest.num_elements
-        dtype = BIT_DTYPES[self.manifest.model.dtype]
-        return self._group.create_array(
-            UPDATES,
-            shape=(0, num_elements),
-            chunks=(1, min(num_elements, VECTOR_CHUNK)),
-            dtype=dtype,
-            fill_value=0,
-            compressors=vector_codecs(dtype.itemsize),
-            config=_STORE_EVERY_CHUNK,
-            attributes={"dtype": self.manifest.model.dtype, "codec": "zigzag difference of ordered bit patterns"},
-        )
+        Args:
+            finished: whether the run came to its own end.
+            with_metadata: tells other readers of Zarr how many rows there are; always at the end.
+        """
+        commit = self._generation.flush(finished=finished, history=self._history)
+        if finished or with_metadata:
+            write_metadata(self._store, self._tree, commit, self._metadata)
+        write_commit(self._store, commit, self._manifest_digest)
 
-    def _write_update(self, parameters: Bits) -> None:
-        assert self._updates is not None
-        self._updates.resize((self.num_steps + 1, self.manifest.num_elements))
-        for start in range(0, len(parameters), VECTOR_CHUNK):
-            part = slice(start, start + VECTOR_CHUNK)
-            self._updates[self.num_steps, part] = encode_update(self._bits[part], parameters[part])
+    def close(self) -> None:
+        """Gives the lock back; what was appended since the last commit is not in the log."""
+        self._lock.release()
 
-    def _append_rows(self, step: StepRecord, parameters_digest: bytes) -> None:
-        tables = self._tables
-        for microbatch in step.microbatches:
-            self._append_microbatch(microbatch)
-        tables["steps/stop"].append([tables["microbatches/stop"].num_rows])
-        tables["steps/lr"].append([step.lr])
-        tables["steps/loss"].append([sum(m.loss for m in step.microbatches) / self.manifest.loss_divisor])
-        tables["steps/gradient_norm"].append([step.gradient_norm])
-        tables["steps/seconds"].append([step.seconds])
-        tables["steps/parameters_sha256"].append([np.frombuffer(parameters_digest, np.uint8)])
+    def __enter__(self) -> Self:
+        """Does nothing: the lock is held since the writer was made."""
+        return self
 
-    def _append_microbatch(self, microbatch: MicrobatchRecord) -> None:
-        tables = self._tables
-        tables["occurrences/sample"].append([self._sample_row(sample) for sample in microbatch.samples])
-        tables["occurrences/start"].append(microbatch.starts)
-        tables["microbatches/stop"].append([tables["occurrences/sample"].num_rows])
-        tables["microbatches/width"].append([microbatch.width])
-        tables["microbatches/has_mask"].append([microbatch.has_mask])
-        tables["microbatches/denominator"].append([microbatch.denominator])
-        tables["microbatches/loss"].append([microbatch.loss])
-        tables["microbatches/rng_row"].append([tables["rng/states"].num_rows if microbatch.rng else -1])
-        if microbatch.rng:
-            tables["rng/states"].append(np.frombuffer(microbatch.rng, np.uint8))
-
-    def _sample_row(self, sample: Sample) -> int:
-        """Row of the sample table, which the sample enters at its first occurrence."""
-        digest = sample.digest
-        if digest not in self._samples:
-            self._samples[digest] = len(self._samples)
-            tables = self._tables
-            tables["samples/tokens"].append(sample.tokens)
-            tables["samples/labels"].append(sample.labels)
-            tables["samples/stop"].append([tables["samples/tokens"].num_rows])
-            tables["samples/digest"].append(np.frombuffer(digest, np.uint8))
-        return self._samples[digest]
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Gives the lock back."""
+        self.close()
 
 
-def check_place(path: Path, overwrite: bool) -> None:
-    """Makes sure that a log may be created at `path`: nothing lies there, or a log that may be removed.
+def write_metadata(store: Store, tree: Tree, commit: Commit, written: dict[str, bytes]) -> None:
+    """Writes the metadata of groups and arrays, which only other readers of Zarr need.
 
     Args:
-        path: folder of the log to be.
+        store: where the log lies.
+        tree: of the log.
+        commit: what the metadata shall tell.
+        written: key -> content of what is known to be there; is added to.
+    """
+    for key, content in tree.metadata(commit):
+        if written.get(key) != content:
+            store.write(key, [content])
+            written[key] = content
+
+
+def write_commit(store: Store, commit: Commit, manifest_digest: str) -> None:
+    """Makes everything durable that was written before, then the record that counts it.
+
+    Args:
+        store: where the log lies.
+        commit: the record.
+        manifest_digest: SHA-256 of the manifest.
+    """
+    content = _limited(group_metadata(commit.to_json(manifest_digest)), store, "take fewer checkpoints")
+    store.sync()
+    store.write(metadata_key(COMMIT), [content])
+    store.sync()
+
+
+def remove_uncommitted(store: Store, log: TrainingLog) -> None:
+    """Removes all objects that the log's commit record doesn't count.
+
+    Args:
+        store: where the log lies.
+        log: the log.
+    """
+    counted = {LOCK, *log.tree.objects(log.commit)}
+    for key in [key for key, _ in store.list() if key not in counted]:
+        store.delete(key)
+
+
+def check_place(location: Store | Path | str, overwrite: bool) -> None:
+    """Makes sure that a log may be created: nothing lies there, or a log that may be removed.
+
+    Args:
+        location: folder or URL of the log to be.
         overwrite: whether a log that lies there may be removed; anything else never is.
 
     Raises:
         ExistsError: something lies there.
     """
-    if path.exists() and not (overwrite and _holds_log(path)):
+    store = open_store(location, writable=True)
+    is_free = next(store.list(), None) is None
+    if not (is_free or (overwrite and _holds_log(store))):
         raise ExistsError(
-            f"the log exists already: {path}", hint="choose another place, or give --overwrite to remove the log first"
+            f"the log exists already: {store.location}",
+            hint="choose another place, or give --overwrite to remove the log first",
         )
 
 
-def _holds_log(path: Path) -> bool:
-    """Whether the folder says that it is a training log, of whatever version and however damaged further down."""
+def _holds_log(store: Store) -> bool:
+    """Whether the root says that it is a training log, of whatever version and however damaged further down."""
     try:
-        document = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+        document = json.loads(store.read(metadata_key(""), 0, DOCUMENT_BYTES))
         return bool(document["attributes"]["schema"] == SCHEMA)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return False
 
 
-def _write_vector(group: zarr.Group, name: str, values: NDArray[Any]) -> None:
-    array = group.create_array(
-        name,
-        shape=values.shape,
-        chunks=(min(len(values), VECTOR_CHUNK),),
-        dtype=values.dtype,
-        fill_value=0,
-        compressors=vector_codecs(values.dtype.itemsize),
-        config=_STORE_EVERY_CHUNK,
-    )
-    array[:] = values
+def _clear(store: Store) -> None:
+    """Removes what lies there but the lock, the commit record first, so that no half of a log is ever seen."""
+    store.delete(COMMIT)
+    for key in [key for key, _ in store.list() if key != LOCK]:
+        store.delete(key)
+
+
+@contextmanager
+def _released_on_error(lock: WriterLock) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _limited(content: bytes, store: Store, hint: str) -> bytes:
+    if len(content) > DOCUMENT_BYTES:
+        raise ResourceError(
+            f"the log's metadata would be too large: {store.location}: expected at most {DOCUMENT_BYTES} bytes, "
+            f"found {len(content)}",
+            hint=hint,
+        )
+    return content

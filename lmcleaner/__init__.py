@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lmcleaner.audit.check import AuditOptions, AuditReport, audit_model
     from lmcleaner.choices import (
+        Codec,
         Denominator,
         HessianMode,
         Level,
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
         OptimizerName,
         Propagation,
         Scheduler,
-        Updates,
     )
     from lmcleaner.formats.errors import (
         DamagedError,
@@ -71,7 +71,7 @@ __all__ = [
     "TrainingLog",
     "UnlearnOptions",
     "UnlearnResult",
-    "Updates",
+    "Codec",
     "UsageError",
     "Verification",
     "VersionError",
@@ -98,7 +98,7 @@ _HOMES = {
     "lmcleaner.unlearning.run": ("UnlearnResult", "unlearn"),
     "lmcleaner.choices": (
         "Denominator", "HessianMode", "Level", "ModelDtype", "OptimizerName", "Propagation",
-        "Scheduler", "Updates",
+        "Scheduler", "Codec",
     ),
     "lmcleaner.formats.errors": (
         "DamagedError", "DivergedError", "ExistsError", "InsufficientLogError", "LmcleanerError", "MismatchError",

@@ -48,10 +48,12 @@ class Scheduler(StrEnum):
     INVERSE_SQRT = "inverse_sqrt"
 
 
-class Updates(StrEnum):
-    """How the parameters after every step are stored."""
+class Codec(StrEnum):
+    """How the parameters after every step, or the gradients, are stored."""
 
     LOSSLESS = "lossless"
+    INT8 = "int8"
+    INT4 = "int4"
     NONE = "none"
 
 

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 import lmcleaner
-from lmcleaner.formats.manifest import load_schema
+from lmcleaner.formats.documents import load_schema
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"formats": "lmcleaner.formats", "lmcleaner": "lmcleaner", "cli": "lmcleaner.cli"}

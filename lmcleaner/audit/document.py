@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from lmcleaner.formats.audit_document import AUDIT_SCHEMA, AUDIT_VERSION, Document
@@ -120,7 +121,7 @@ def _window(report: WindowReport) -> dict[str, Any]:
 def _config(log: TrainingLog, options: UnlearnOptions) -> dict[str, Any]:
     """The options without the request's text, which may name a file of rows or quote one."""
     return {
-        "log": str(log.path.resolve()),
+        "log": log.location if "://" in log.location else str(Path(log.location).resolve()),
         "K": "all" if options.K is None else options.K,
         "hessian_mode": options.hessian_mode.value,
         "propagation": options.propagation.value,

@@ -68,7 +68,7 @@ def summarize(log: TrainingLog) -> Summary:
     manifest = log.manifest
     plain = manifest.to_json()
     return Summary(
-        log=str(log.path),
+        log=log.location,
         root=log.root,
         is_finished=log.commit.finished,
         created=manifest.created,

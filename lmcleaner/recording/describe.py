@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmcleaner.formats.bits import Bits
 from lmcleaner.formats.errors import UsageError
-from lmcleaner.formats.manifest import Manifest, ModelEntry, ParameterEntry, UpdateCodec
+from lmcleaner.formats.manifest import CodecName, Manifest, ModelEntry, ParameterEntry
 from lmcleaner.formats.steps import Checkpoint
 from lmcleaner.training.fingerprint import model_fingerprint
-from lmcleaner.training.numerics import current_numerics, environment
+from lmcleaner.training.numerics import current_numerics, environment, rng_state
 from lmcleaner.training.optimizers import describe_optimizer, optimizer_vectors
 from lmcleaner.training.vectors import bits_of, dtype_name
 
@@ -29,6 +30,7 @@ class RunDescription:
         padding_token: token id in the padding of a microbatch.
         checkpoint_every: steps between checkpoints.
         updates: codec of the updates.
+        gradients: codec of the gradients that the optimizer is given.
         planned_steps: steps that the run means to take, if known.
         data: source, split, digest and template of the rows.
         tokenizer: source and digest.
@@ -41,7 +43,8 @@ class RunDescription:
     loss_divisor: float = 1.0
     padding_token: int = 0
     checkpoint_every: int = 100
-    updates: UpdateCodec = "lossless"
+    updates: CodecName = "lossless"
+    gradients: CodecName = "none"
     planned_steps: int | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
@@ -112,6 +115,7 @@ def describe_run(module: nn.Module, optimizer: torch.optim.Optimizer, descriptio
         padding_token=description.padding_token,
         numerics=current_numerics(getattr(config, "_attn_implementation", "unknown"), first.device),
         updates=description.updates,
+        gradients=description.gradients,
         checkpoint_every=description.checkpoint_every,
         planned_steps=description.planned_steps,
         data=dict(description.data),
@@ -121,10 +125,27 @@ def describe_run(module: nn.Module, optimizer: torch.optim.Optimizer, descriptio
     )
 
 
-def take_checkpoint(step: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> Checkpoint:
-    """A copy of the full state before step `step`."""
+def take_checkpoint(
+    step: int, module: nn.Module, optimizer: torch.optim.Optimizer, bits: Bits | None = None
+) -> Checkpoint:
+    """A copy of the full state before a step.
+
+    Args:
+        step: the step.
+        module: the model.
+        optimizer: its optimizer.
+        bits: a copy of the parameters, if there is one already.
+
+    Returns:
+        The state.
+    """
     parameters = list(trainable_parameters(module).values())
-    return Checkpoint(step=step, parameters=bits_of(parameters), optimizer=optimizer_vectors(optimizer, parameters))
+    return Checkpoint(
+        step=step,
+        parameters=bits_of(parameters) if bits is None else bits,
+        optimizer=optimizer_vectors(optimizer, parameters),
+        generators=rng_state(parameters[0].device),
+    )
 
 
 def _parameter_entries(

@@ -3,11 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmcleaner.choices import ModelDtype, OptimizerName, Scheduler, Updates, choose
+from lmcleaner.choices import Codec, ModelDtype, OptimizerName, Scheduler, choose
 from lmcleaner.formats.errors import UsageError
 
 DEFAULT_TEMPLATE = "Question: {question} Answer:"
-_CHOICES = {"optimizer": OptimizerName, "scheduler": Scheduler, "updates": Updates, "dtype": ModelDtype}
+_CHOICES = {
+    "optimizer": OptimizerName,
+    "scheduler": Scheduler,
+    "updates": Codec,
+    "gradients": Codec,
+    "dtype": ModelDtype,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +43,7 @@ class RecordOptions:
         threads: intra-op threads of torch; None chooses 1 for models under ten million parameters.
         checkpoint_every: steps between checkpoints.
         updates: how θ after each step is stored.
+        gradients: how the clipped gradients are stored.
         overwrite: removes a log that lies at the log's place.
     """
 
@@ -61,7 +68,8 @@ class RecordOptions:
     dtype: ModelDtype = ModelDtype.FLOAT32
     threads: int | None = None
     checkpoint_every: int = 100
-    updates: Updates = Updates.LOSSLESS
+    updates: Codec = Codec.LOSSLESS
+    gradients: Codec = Codec.NONE
     overwrite: bool = False
 
     def __post_init__(self) -> None:

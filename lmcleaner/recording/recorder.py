@@ -10,9 +10,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from lmcleaner.formats.bits import Bits
 from lmcleaner.formats.errors import DivergedError, UsageError
 from lmcleaner.formats.steps import MicrobatchRecord, StepRecord
 from lmcleaner.formats.writer import LogWriter
+from lmcleaner.recording.background import QUEUE_BYTES, BackgroundWriter
 from lmcleaner.recording.describe import RunDescription, describe_run, take_checkpoint, trainable_parameters
 from lmcleaner.recording.microbatches import microbatch_record
 from lmcleaner.training.numerics import rng_state
@@ -45,7 +47,7 @@ class Recorder:
         """Creates the log with the state that the run starts from.
 
         Args:
-            log: folder to create.
+            log: folder or URL to create the log in.
             module: the model, on its device, with θ[0].
             optimizer: AdamW, Adam or SGD over its trainable parameters.
             description: what the hooks can't see.
@@ -59,18 +61,17 @@ class Recorder:
         self._manifest = describe_run(module, optimizer, description)
         self._parameters = list(trainable_parameters(module).values())
         start = take_checkpoint(0, module, optimizer)
-        self._writer = LogWriter(Path(log), self._manifest, start, overwrite=overwrite)
+        self._writer = BackgroundWriter(LogWriter.create(log, self._manifest, start, overwrite=overwrite))
+        self._vector_bytes = start.parameters.nbytes
+        self._bits = start.parameters  # shared with the writer, so that a checkpoint needs no copy of its own
+        self._gradient: Bits | None = None
+        self.num_steps = 0
         self._handles: list[Any] = []
         self._pending: dict[str, Any] | None = None
         self._rng_before = b""
         self._microbatches: list[MicrobatchRecord] = []
         self._step: StepRecord | None = None
         self._last_time = time.perf_counter()
-
-    @property
-    def num_steps(self) -> int:
-        """Steps recorded so far."""
-        return self._writer.num_steps
 
     def __enter__(self) -> Self:
         """Attaches the hooks."""
@@ -89,12 +90,10 @@ class Recorder:
         """Detaches the hooks and closes the log; finished only if the loop ended by itself."""
         for handle in self._handles:
             handle.remove()
-        if kind is None:
-            if self.num_steps % self._manifest.checkpoint_every:
+        with self._writer:
+            if kind is None and self.num_steps % self._manifest.checkpoint_every:
                 self._write_checkpoint()
-            self._writer.commit(finished=True)
-        else:
-            self._writer.commit()
+            self._writer.commit(finished=kind is None)
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not (module.training and torch.is_grad_enabled()):
@@ -135,18 +134,25 @@ class Recorder:
             gradient_norm=self._gradient_norm(),
             seconds=0.0,
         )
+        if self._manifest.gradients != "none":
+            self._writer.make_room(self._vector_bytes)
+            self._gradient = bits_of(p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert self._step is not None
         step = replace(self._step, seconds=time.perf_counter() - self._last_time)
-        self._writer.append(step, bits_of(self._parameters))
-        self._microbatches, self._step = [], None
+        self._writer.make_room(self._vector_bytes)
+        self._bits = bits_of(self._parameters)
+        self._writer.append(step, self._bits, self._gradient)
+        self._microbatches, self._step, self._gradient = [], None, None
+        self.num_steps += 1
         if self.num_steps % self._manifest.checkpoint_every == 0:
             self._write_checkpoint()
         self._last_time = time.perf_counter()  # recording itself is not part of the step
 
     def _write_checkpoint(self) -> None:
-        self._writer.write_checkpoint(take_checkpoint(self.num_steps, self._module, self._optimizer))
+        self._writer.make_room(QUEUE_BYTES)
+        self._writer.write_checkpoint(take_checkpoint(self.num_steps, self._module, self._optimizer, self._bits))
 
     def _gradient_norm(self) -> float:
         """L2 norm of the gradient that the optimizer is about to use; checked to be finite and clipped as told."""

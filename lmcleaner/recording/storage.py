@@ -2,13 +2,22 @@
 
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmcleaner.choices import Codec
 from lmcleaner.formats.errors import ResourceError
 
-# Measured with AdamW on Llamas of 0.26 to 4 million parameters: 2.25 to 2.45 bytes; see docs/benchmarks.md.
-_LOSSLESS_BYTES_PER_ITEM_BYTE = 2.45 / 4
+# Measured with AdamW on Llamas of 0.26 to 25 million parameters; see docs/benchmarks.md. Bytes of an element, given the
+# bytes of an item of its dtype.
+_CODED_BYTES: dict[Codec, Callable[[int], float]] = {
+    Codec.LOSSLESS: lambda item: 2.5 / 4 * item,
+    Codec.INT8: lambda item: 1.05,
+    Codec.INT4: lambda item: 0.55,
+    Codec.NONE: lambda item: 0.0,
+}
+_GRADIENT_BYTES_PER_ITEM_BYTE = 0.95  # lossless: a gradient has no neighbour to be close to
 _CHECKPOINT_BYTES_PER_ITEM_BYTE = 0.92
 _BOOKKEEPING_BYTES_PER_ROW = 40
 
@@ -18,19 +27,19 @@ class StorageEstimate:
     """Expected bytes of a log.
 
     Attributes:
-        updates: of θ after every step.
+        steps: of θ after every step, and of the gradients.
         checkpoints: of the full states.
         bookkeeping: of rows, learning rates, losses.
     """
 
-    updates: int
+    steps: int
     checkpoints: int
     bookkeeping: int
 
     @property
     def total(self) -> int:
         """All parts together."""
-        return self.updates + self.checkpoints + self.bookkeeping
+        return self.steps + self.checkpoints + self.bookkeeping
 
 
 def estimate_storage(
@@ -41,7 +50,8 @@ def estimate_storage(
     num_steps: int,
     rows_per_step: int,
     checkpoint_every: int,
-    has_updates: bool,
+    updates: Codec,
+    gradients: Codec,
 ) -> StorageEstimate:
     """Expects what a log will take.
 
@@ -52,19 +62,27 @@ def estimate_storage(
         num_steps: steps of the run.
         rows_per_step: rows of a step.
         checkpoint_every: steps between checkpoints.
-        has_updates: whether θ after every step is stored.
+        updates: how θ after every step is stored.
+        gradients: how the gradients are stored.
 
     Returns:
         The estimate, in bytes; rather too high, since updates shrink with the learning rate.
     """
     num_checkpoints = 1 + math.ceil(num_steps / checkpoint_every)
     vector = num_elements * item_bytes
+    per_element = _CODED_BYTES[updates](item_bytes) + _gradient_bytes(gradients, item_bytes)
     states = vector * (num_checkpoints + state_vectors * (num_checkpoints - 1))
     return StorageEstimate(
-        updates=int(num_steps * vector * _LOSSLESS_BYTES_PER_ITEM_BYTE) if has_updates else 0,
+        steps=int(num_steps * num_elements * per_element),
         checkpoints=int(states * _CHECKPOINT_BYTES_PER_ITEM_BYTE),
         bookkeeping=num_steps * rows_per_step * _BOOKKEEPING_BYTES_PER_ROW,
     )
+
+
+def _gradient_bytes(codec: Codec, item_bytes: int) -> float:
+    """Bytes of a stored gradient's element."""
+    is_lossless = codec is Codec.LOSSLESS
+    return _GRADIENT_BYTES_PER_ITEM_BYTE * item_bytes if is_lossless else _CODED_BYTES[codec](item_bytes)
 
 
 def check_room(place: Path, needed_bytes: int) -> None:
@@ -82,5 +100,5 @@ def check_room(place: Path, needed_bytes: int) -> None:
     if needed_bytes > free:
         raise ResourceError(
             f"not enough room for the log: {existing}: expected {needed_bytes:,} bytes, found {free:,} free",
-            hint="raise --checkpoint-every, or give --updates none",
+            hint="raise --checkpoint-every, or give --updates int8, int4 or none",
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lmcleaner.choices import OptimizerName, Updates
+from lmcleaner.choices import OptimizerName
 from lmcleaner.data.encoding import Encoding
 from lmcleaner.data.rows import RowSource, read_rows
 from lmcleaner.formats.reader import TrainingLog
@@ -188,12 +188,13 @@ def _estimate(optimizer: torch.optim.Optimizer, model: Any, num_steps: int, opti
         num_steps=num_steps,
         rows_per_step=options.batch_size * options.grad_accum,
         checkpoint_every=options.checkpoint_every,
-        has_updates=options.updates is not Updates.NONE,
+        updates=options.updates,
+        gradients=options.gradients,
     )
 
 
 def _plan_line(model: Any, samples: Sequence[Sample], num_steps: int, estimate: StorageEstimate) -> str:
-    parts = f"updates {estimate.updates / 1e6:,.1f}, checkpoints {estimate.checkpoints / 1e6:,.1f}"
+    parts = f"steps {estimate.steps / 1e6:,.1f}, checkpoints {estimate.checkpoints / 1e6:,.1f}"
     return (
         f"{model.num_parameters():,} parameters, {len(samples):,} rows, {num_steps:,} steps; the log will take about "
         f"{estimate.total / 1e6:,.1f} MB ({parts})"
@@ -212,6 +213,7 @@ def _describe(
         padding_token=padding_token(tokenizer),
         checkpoint_every=options.checkpoint_every,
         updates=options.updates.value,
+        gradients=options.gradients.value,
         planned_steps=num_steps,
         data={
             "source": source.source,

@@ -116,8 +116,8 @@ def _checked(log: TrainingLog, found: ForgetSet) -> ForgetSet:
     )
     if is_everything:
         raise UsageError(
-            f"the request names everything that the run was trained on: {log.path}: {len(found.digests)} samples in "
-            f"{len(found.steps)} of {log.num_steps} steps",
+            f"the request names everything that the run was trained on: {log.location}: {len(found.digests)} samples "
+            f"in {len(found.steps)} of {log.num_steps} steps",
             hint="to forget the whole run, use the base model; at batch level a step counts if it holds any named row",
         )
     return found
@@ -132,7 +132,7 @@ def _parse_steps(forget: str, log: TrainingLog) -> tuple[int, ...]:
         highest = max(int(first), int(last or first))
         if highest >= log.num_steps:
             raise NotFoundError(
-                f"no such step: {log.path}: expected 0 to {log.num_steps - 1}, found {highest}",
+                f"no such step: {log.location}: expected 0 to {log.num_steps - 1}, found {highest}",
                 hint="`lmcleaner inspect` shows how many steps the log holds",
             )
         steps.update(range(int(first), int(last or first) + 1))
@@ -190,7 +190,7 @@ def _encode(log: TrainingLog, source: RowSource, tokenizer: Any) -> list[Any]:
     encoding = log.manifest.data.get("encoding")
     if encoding is None:
         raise InsufficientLogError(
-            f"the log doesn't say how rows became samples: {log.path}", hint="name the samples by their digests"
+            f"the log doesn't say how rows became samples: {log.location}", hint="name the samples by their digests"
         )
     expected, found = log.manifest.tokenizer.get("sha256"), tokenizer_digest(tokenizer)
     if expected != found:
@@ -204,7 +204,7 @@ def _encode(log: TrainingLog, source: RowSource, tokenizer: Any) -> list[Any]:
 def _known(log: TrainingLog, digest: bytes, name: str) -> bytes:
     if digest not in log.sample_rows:
         raise NotFoundError(
-            f"the run never saw this: {name}: it is not among the {len(log.sample_rows)} samples of {log.path}",
+            f"the run never saw this: {name}: it is not among the {len(log.sample_rows)} samples of {log.location}",
             hint="`lmcleaner inspect --find TEXT` lists the samples that hold a text; rows must match to the letter",
         )
     return digest

@@ -95,7 +95,7 @@ def resolve_request(log: TrainingLog, options: UnlearnOptions) -> tuple[ForgetSe
     """
     if not log.has_updates and log.num_steps not in log.checkpoint_steps:
         raise InsufficientLogError(
-            f"the run was interrupted, and the log holds no updates: {log.path}: expected a checkpoint of step "
+            f"the run was interrupted, and the log holds no updates: {log.location}: expected a checkpoint of step "
             f"{log.num_steps}, found {list(log.checkpoint_steps)}",
             hint="record with --updates lossless, so that the parameters after every step are known",
         )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lmcleaner.choices import HessianMode
 from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.formats.reconstruction import Reconstruction
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.state import TrainingState
 from lmcleaner.training.vectors import bits_in, tensors_of, torch_dtype
@@ -25,17 +26,14 @@ class ReadTrajectory(Trajectory):
 
     def __init__(self, log: TrainingLog, replay: ReplayModel, start: int) -> None:
         """Begins at the checkpoint of step `start`."""
-        self._log, self._device, self._step = log, replay.device, start
+        self._device = replay.device
         dtype, cpu = torch_dtype(log.manifest.model.dtype), torch.device("cpu")
         self._parameters = tensors_of(log.checkpoint_parameters(start), dtype, log.manifest.parameters, cpu)
-        self._bits = [bits_in(parameter) for parameter in self._parameters]
+        self._reconstruction = Reconstruction(log, start, parts=[bits_in(parameter) for parameter in self._parameters])
 
     def move_to(self, step: int) -> list[Tensor]:
         """θ[step]; applies the updates in between."""
-        assert step >= self._step
-        for between in range(self._step, step):
-            self._log.advance(self._bits, between)
-        self._step = step
+        self._reconstruction.advance_to(step)
         return [parameter.to(self._device) for parameter in self._parameters]
 
 

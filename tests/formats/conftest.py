@@ -1,14 +1,14 @@
 """Small made-up runs: their manifests, steps, parameters and checkpoints, and the logs that they leave."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lmcleaner.formats.bits import BIT_DTYPES, Bits
-from lmcleaner.formats.manifest import Manifest, ModelEntry, NumericsEntry, OptimizerEntry, ParameterEntry, UpdateCodec
+from lmcleaner.formats.manifest import Manifest, ModelEntry, NumericsEntry, OptimizerEntry, ParameterEntry, CodecName
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
 from lmcleaner.formats.steps import Checkpoint, MicrobatchRecord, OptimizerVectors, StepRecord
 from lmcleaner.formats.writer import LogWriter
@@ -27,15 +27,17 @@ class Run:
         steps: the steps in order.
         parameters: bit patterns of θ[0] to θ[τ].
         checkpoints: step -> full state; 0 is one.
+        gradients: bit patterns of the gradient of each step; empty where the log holds none.
     """
 
     manifest: Manifest
     steps: tuple[StepRecord, ...]
     parameters: tuple[Bits, ...]
     checkpoints: dict[int, Checkpoint]
+    gradients: tuple[Bits, ...] = ()
 
 
-def make_manifest(updates: UpdateCodec = "lossless", dtype: str = "float32") -> Manifest:
+def make_manifest(updates: CodecName = "lossless", gradients: CodecName = "none", dtype: str = "float32") -> Manifest:
     """The manifest of a run with two parameter groups; the second group comes first in the parameter vector."""
     sizes = [int(np.prod(shape)) for shape in SHAPES.values()]
     offsets = np.cumsum([0, *sizes]).tolist()
@@ -65,6 +67,7 @@ def make_manifest(updates: UpdateCodec = "lossless", dtype: str = "float32") -> 
             rng_bytes=RNG_BYTES,
         ),
         updates=updates,
+        gradients=gradients,
         checkpoint_every=3,
         planned_steps=None,
         data={"source": "rows.jsonl"},
@@ -74,30 +77,49 @@ def make_manifest(updates: UpdateCodec = "lossless", dtype: str = "float32") -> 
     )
 
 
-def make_run(num_steps: int = 5, *, seed: int = 0, updates: UpdateCodec = "lossless", dtype: str = "float32") -> Run:
-    """A run with random parameters in any bits, seven samples that come back, and one to three microbatches a step."""
+def make_run(
+    num_steps: int = 5,
+    *,
+    seed: int = 0,
+    updates: CodecName = "lossless",
+    gradients: CodecName = "none",
+    dtype: str = "float32",
+) -> Run:
+    """A run with random parameters, seven samples that come back, and one to three microbatches a step.
+
+    The parameters have any bits where the updates are lossless, and are finite numbers otherwise.
+    """
     rng = np.random.default_rng(seed)
-    manifest = make_manifest(updates, dtype)
+    manifest = make_manifest(updates, gradients, dtype)
     pool = [_random_sample(rng, length) for length in (1, 2, 3, 4, 5, 6, 6)]
-    parameters = tuple(_random_bits(rng, dtype) for _ in range(num_steps + 1))
+    draw = _random_bits if updates in {"lossless", "none"} else _random_numbers
+    parameters = tuple(draw(rng, dtype) for _ in range(num_steps + 1))
     kept = {*range(0, num_steps, manifest.checkpoint_every), num_steps}
     return Run(
         manifest=manifest,
         steps=tuple(_random_step(rng, pool) for _ in range(num_steps)),
         parameters=parameters,
         checkpoints={step: _random_checkpoint(rng, step, parameters[step], dtype) for step in sorted(kept)},
+        gradients=() if gradients == "none" else tuple(_random_numbers(rng, dtype) for _ in range(num_steps)),
     )
 
 
 def write_run(path: Path, run: Run, *, overwrite: bool = False) -> Path:
     """Writes a run as the recorder does: a checkpoint before the step that it is named for, the last one at the end."""
-    writer = LogWriter(path, run.manifest, run.checkpoints[0], overwrite=overwrite)
+    writer = LogWriter.create(path, run.manifest, given_away(run.checkpoints[0]), overwrite=overwrite)
     for number, step in enumerate(run.steps):
-        writer.append(step, run.parameters[number + 1])
+        gradient = run.gradients[number] if run.gradients else None
+        writer.append(step, run.parameters[number + 1].copy(), gradient)
         if number + 1 in run.checkpoints:
-            writer.write_checkpoint(run.checkpoints[number + 1])
+            writer.write_checkpoint(given_away(run.checkpoints[number + 1]))
     writer.commit(finished=True)
+    writer.close()
     return path
+
+
+def given_away(checkpoint: Checkpoint) -> Checkpoint:
+    """A copy whose parameters a writer may make its own."""
+    return replace(checkpoint, parameters=checkpoint.parameters.copy())
 
 
 def _random_sample(rng: np.random.Generator, length: int) -> Sample:
@@ -109,6 +131,12 @@ def _random_bits(rng: np.random.Generator, dtype: str) -> Bits:
     bit_dtype = BIT_DTYPES[dtype]
     bits: Bits = np.frombuffer(rng.bytes(NUM_ELEMENTS * bit_dtype.itemsize), bit_dtype)
     return bits
+
+
+def _random_numbers(rng: np.random.Generator, dtype: str) -> Bits:
+    if dtype == "bfloat16":
+        return (rng.normal(size=NUM_ELEMENTS).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    return rng.normal(size=NUM_ELEMENTS).astype(dtype).view(BIT_DTYPES[dtype])
 
 
 def _random_step(rng: np.random.Generator, pool: list[Sample]) -> StepRecord:

@@ -1,0 +1,93 @@
+"""What the tables of a log must say of each other, so that whoever reads them needn't ask."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmcleaner.formats.codecs import CODECS
+from lmcleaner.formats.commit import CheckpointCommit, Commit
+from lmcleaner.formats.layout import TABLES
+from lmcleaner.formats.manifest import Manifest
+
+# Table whose rows end in another one -> a table of that level.
+_STOPS = {
+    "samples/stop": "samples/tokens",
+    "microbatches/stop": "occurrences/sample",
+    "steps/stop": "microbatches/stop",
+}
+# Table of row numbers -> a table of the level that they point to, and the least number.
+_POINTERS = {"occurrences/sample": ("samples/stop", 0), "microbatches/rng_row": ("rng/states", -1)}
+_OWN_LENGTH = {"samples/tokens", "samples/labels", "rng/states"}
+
+
+def problem_of_commit(commit: Commit, manifest: Manifest) -> str | None:
+    """What a commit record says that can't be, or None."""
+    if set(commit.tables) != {table.name for table in TABLES}:
+        return f"expected {len(TABLES)} tables, found {sorted(commit.tables)}"
+    for name in commit.tables:
+        expected, found = _expected_rows(name, commit, manifest), commit.tables[name].rows
+        if found != expected:
+            return f"{name}: expected {expected} rows, found {found}"
+    if 0 not in commit.checkpoints or max(commit.checkpoints) > commit.steps:
+        return f"expected checkpoints of steps 0 to {commit.steps}, found {sorted(commit.checkpoints)[-1:]}"
+    for step, checkpoint in commit.checkpoints.items():
+        if _arrays(checkpoint) != set(checkpoint.sha256):
+            return f"checkpoint {step}: expected {sorted(_arrays(checkpoint))}, found {sorted(checkpoint.sha256)}"
+    if (commit.updates and manifest.updates == "none") or (commit.corrections and not _is_lossy(manifest.updates)):
+        return f"expected no updates or corrections with the codec {manifest.updates}, found some"
+    edges = [edge for kept in commit.updates for edge in kept]
+    if edges != sorted(edges) or edges[-1:] > [commit.steps]:
+        return f"updates: expected ascending ranges up to {commit.steps}, found {edges[:8]}"
+    corrections = list(commit.corrections)
+    if corrections != sorted(set(corrections)) or corrections[-1:] > [commit.steps] or 0 in corrections:
+        return f"corrections: expected ascending steps from 1 to {commit.steps}, found {corrections[:8]}"
+    return None
+
+
+def problem_of_table(name: str, rows: NDArray[Any], commit: Commit) -> str | None:
+    """What a table says that can't be, or None.
+
+    Args:
+        name: of the table.
+        rows: all of them.
+        commit: a record without problems.
+    """
+    if name in _STOPS:
+        end = commit.tables[_STOPS[name]].rows
+        last = int(rows[-1]) if len(rows) else 0
+        if last != end or (np.diff(rows, prepend=0) < 0).any():
+            return f"expected ends that rise to {end}, found {last} at last"
+    if name in _POINTERS and len(rows):
+        target, least = _POINTERS[name]
+        most = commit.tables[target].rows - 1
+        if rows.min() < least or rows.max() > most:
+            return f"expected row numbers from {least} to {most}, found {rows.min()} to {rows.max()}"
+    return None
+
+
+def _expected_rows(name: str, commit: Commit, manifest: Manifest) -> int:
+    """How many rows a table must have."""
+    is_absent = {
+        "steps/reconstruction_sha256": not _is_lossy(manifest.updates),
+        "steps/gradient_sha256": manifest.gradients == "none",
+    }
+    level = name.split("/")[0]
+    if level == "steps":
+        return 0 if is_absent.get(name, False) else commit.steps
+    if name == "samples/labels":
+        return commit.tables["samples/tokens"].rows
+    if name in _OWN_LENGTH:
+        return commit.tables[name].rows
+    first = next(table.name for table in TABLES if table.name.startswith(level + "/"))
+    return commit.tables[first].rows
+
+
+def _is_lossy(codec: str) -> bool:
+    return codec in CODECS and CODECS[codec].is_lossy
+
+
+def _arrays(checkpoint: CheckpointCommit) -> set[str]:
+    states = {f"optimizer/{part}" for part in (*checkpoint.dtypes, *checkpoint.scalars)}
+    generators = {"generators"} if checkpoint.generator_bytes else set()
+    return {"parameters", "present", *states, *generators}

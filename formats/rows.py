@@ -1,0 +1,116 @@
+"""A step as rows of the tables, and back."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmcleaner.formats.chunks import ChunkError
+from lmcleaner.formats.samples import Sample
+from lmcleaner.formats.steps import MicrobatchRecord, StepRecord
+from lmcleaner.formats.tables import TableWriter
+
+
+class RowWriter:
+    """Appends steps to the tables; a sample enters its table at its first occurrence."""
+
+    def __init__(
+        self, tables: Mapping[str, TableWriter], sample_rows: Mapping[bytes, int], loss_divisor: float
+    ) -> None:
+        """Begins, or goes on behind the rows that are stored.
+
+        Args:
+            tables: by name.
+            sample_rows: digest of each stored sample -> its row.
+            loss_divisor: what a microbatch's loss was divided by.
+        """
+        self._tables, self._sample_rows, self._loss_divisor = tables, dict(sample_rows), loss_divisor
+
+    def append(self, step: StepRecord) -> None:
+        """Adds the rows of a step, without the digests of its vectors."""
+        tables = self._tables
+        for microbatch in step.microbatches:
+            self._append_microbatch(microbatch)
+        tables["steps/stop"].append([tables["microbatches/stop"].num_rows])
+        tables["steps/lr"].append([step.lr])
+        tables["steps/loss"].append([sum(m.loss for m in step.microbatches) / self._loss_divisor])
+        tables["steps/gradient_norm"].append([step.gradient_norm])
+        tables["steps/seconds"].append([step.seconds])
+
+    def _append_microbatch(self, microbatch: MicrobatchRecord) -> None:
+        tables = self._tables
+        tables["occurrences/sample"].append([self._sample_row(sample) for sample in microbatch.samples])
+        tables["occurrences/start"].append(microbatch.starts)
+        tables["microbatches/stop"].append([tables["occurrences/sample"].num_rows])
+        tables["microbatches/width"].append([microbatch.width])
+        tables["microbatches/has_mask"].append([microbatch.has_mask])
+        tables["microbatches/denominator"].append([microbatch.denominator])
+        tables["microbatches/loss"].append([microbatch.loss])
+        tables["microbatches/rng_row"].append([tables["rng/states"].num_rows if microbatch.rng else -1])
+        if microbatch.rng:
+            tables["rng/states"].append(np.frombuffer(microbatch.rng, np.uint8))
+
+    def _sample_row(self, sample: Sample) -> int:
+        digest = sample.digest
+        if digest not in self._sample_rows:
+            self._sample_rows[digest] = len(self._sample_rows)
+            tables = self._tables
+            tables["samples/tokens"].append(sample.tokens)
+            tables["samples/labels"].append(sample.labels)
+            tables["samples/stop"].append([tables["samples/tokens"].num_rows])
+            tables["samples/digest"].append(np.frombuffer(digest, np.uint8))
+            tables["samples/redacted"].append([sample.is_redacted])
+        return self._sample_rows[digest]
+
+
+class RowReader:
+    """Builds records from the tables."""
+
+    def __init__(self, table: Callable[[str], NDArray[Any]]) -> None:
+        """Reads nothing yet.
+
+        Args:
+            table: name -> all committed rows.
+        """
+        self._table = table
+
+    def sample(self, row: int) -> Sample:
+        """The sample in row `row` of the sample table."""
+        part = self._range("samples/stop", row)
+        tokens = self._table("samples/tokens")[part.start : part.stop]
+        labels = self._table("samples/labels")[part.start : part.stop]
+        if self._table("samples/redacted")[row]:
+            return Sample(tokens, labels, tombstone=self._table("samples/digest")[row].tobytes())
+        return Sample(tokens, labels)
+
+    def step(self, step: int) -> StepRecord:
+        """What step `step` did."""
+        return StepRecord(
+            microbatches=tuple(self._microbatch(row) for row in self._range("steps/stop", step)),
+            lr=tuple(float(lr) for lr in self._table("steps/lr")[step]),
+            gradient_norm=float(self._table("steps/gradient_norm")[step]),
+            seconds=float(self._table("steps/seconds")[step]),
+        )
+
+    def _microbatch(self, row: int) -> MicrobatchRecord:
+        occurrences = self._range("microbatches/stop", row)
+        samples = tuple(self.sample(int(self._table("occurrences/sample")[o])) for o in occurrences)
+        starts = tuple(int(self._table("occurrences/start")[o]) for o in occurrences)
+        width, rng_row = int(self._table("microbatches/width")[row]), int(self._table("microbatches/rng_row")[row])
+        if any(not 0 <= start <= width - len(s.tokens) for start, s in zip(starts, samples, strict=True)):
+            raise ChunkError(f"expected samples that fit into {width} tokens, found starts {starts}")
+        return MicrobatchRecord(
+            samples=samples,
+            starts=starts,
+            width=width,
+            has_mask=bool(self._table("microbatches/has_mask")[row]),
+            denominator=float(self._table("microbatches/denominator")[row]),
+            loss=float(self._table("microbatches/loss")[row]),
+            rng=b"" if rng_row < 0 else self._table("rng/states")[rng_row].tobytes(),
+        )
+
+    def _range(self, stops: str, row: int) -> range:
+        """Rows of the next finer table that row `row` of a table covers."""
+        table = self._table(stops)
+        return range(int(table[row - 1]) if row else 0, int(table[row]))

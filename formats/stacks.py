@@ -1,0 +1,77 @@
+"""Updates and gradients: arrays `[step, parameter]`, coded span by span."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from lmcleaner.formats.bits import Bits
+from lmcleaner.formats.codecs import CODECS, SPAN
+from lmcleaner.formats.layout import num_spans
+from lmcleaner.formats.store import Store
+from lmcleaner.formats.tree import Tree
+from lmcleaner.formats.vectors import VectorReader, VectorWriter
+
+
+class StackWriter:
+    """Appends rows."""
+
+    def __init__(self, store: Store, tree: Tree, name: str, num_rows: int = 0) -> None:
+        """Begins the arrays, or goes on behind the rows that are stored.
+
+        Args:
+            store: where the log lies.
+            tree: of the log.
+            name: of the stack.
+            num_rows: rows that are stored already.
+        """
+        self._codec, self._dtype = CODECS[tree.codec(name)], tree.manifest.model.dtype
+        self._columns = [VectorWriter(store, grid, num_rows) for grid in tree.stack(name)]
+
+    def append_span(self, before: Bits, after: Bits) -> None:
+        """Adds the next span of the row.
+
+        Args:
+            before: what the span is coded against; becomes what a reader will reconstruct of `after`.
+            after: bit patterns of the span.
+        """
+        for column, values in zip(self._columns, self._codec.encode(before, after, self._dtype), strict=True):
+            column.add(values)
+
+    def flush(self) -> None:
+        """Writes what waits in shards that have room left."""
+        for column in self._columns:
+            column.flush()
+
+
+class StackReader:
+    """Reads rows."""
+
+    def __init__(self, store: Store, tree: Tree, name: str) -> None:
+        """Reads nothing yet.
+
+        Args:
+            store: where the log lies.
+            tree: of the log.
+            name: of the stack.
+        """
+        self._codec, self._dtype = CODECS[tree.codec(name)], tree.manifest.model.dtype
+        self._columns = [VectorReader(store, grid) for grid in tree.stack(name)]
+
+    def stored(self, row: int, spans: Sequence[int]) -> Iterator[tuple[NDArray[Any], ...]]:
+        """What the row holds of some spans, one array for each of the codec's columns.
+
+        Raises:
+            ChunkError: a chunk or an index is damaged.
+            FileNotFoundError: a shard isn't there.
+        """
+        return zip(*(column.read(row, spans) for column in self._columns), strict=True)
+
+    def apply(self, before: Bits, stored: Sequence[NDArray[Any]]) -> None:
+        """Makes `before` what `stored` takes it to, in place."""
+        self._codec.apply(before, stored, self._dtype)
+
+
+def spans_of(num_elements: int) -> list[slice]:
+    """The spans of a parameter vector."""
+    return [slice(n * SPAN, min((n + 1) * SPAN, num_elements)) for n in range(num_spans(num_elements))]

@@ -1,0 +1,110 @@
+"""Checkpoints: the full state between two steps, each vector an array of its own."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmcleaner.formats.canonical import array_digest
+from lmcleaner.formats.chunks import ChunkError
+from lmcleaner.formats.commit import CheckpointCommit
+from lmcleaner.formats.steps import Checkpoint, OptimizerVectors
+from lmcleaner.formats.store import Store
+from lmcleaner.formats.tree import Tree
+from lmcleaner.formats.vectors import Grid, VectorReader, VectorWriter
+
+
+def write_checkpoint(store: Store, tree: Tree, checkpoint: Checkpoint) -> CheckpointCommit:
+    """Writes the arrays of a checkpoint.
+
+    Args:
+        store: where the log lies.
+        tree: of the log.
+        checkpoint: the state.
+
+    Returns:
+        What the commit record shall say of it.
+    """
+    arrays = _arrays(checkpoint)
+    commit = CheckpointCommit(
+        dtypes=dict(checkpoint.optimizer.dtypes),
+        scalars=tuple(sorted(checkpoint.optimizer.scalars)),
+        generator_bytes=len(checkpoint.generators),
+        sha256={name: array_digest(values).hex() for name, values in arrays.items()},
+    )
+    for name, values in arrays.items():
+        _write_vector(store, tree.vector(checkpoint.step, name, commit), values)
+    return commit
+
+
+def read_checkpoint(store: Store, tree: Tree, step: int, commit: CheckpointCommit) -> Checkpoint:
+    """The full state before a step, checked against its digests.
+
+    Args:
+        store: where the log lies.
+        tree: of the log.
+        step: of the checkpoint.
+        commit: what the commit record says of it.
+
+    Returns:
+        The state.
+
+    Raises:
+        ChunkError: the bytes can't be read or don't have the committed digest.
+        FileNotFoundError: an object isn't there.
+    """
+    arrays = {name: read_array(store, tree, step, name, commit) for name in commit.sha256}
+    return Checkpoint(
+        step=step,
+        parameters=arrays["parameters"],
+        optimizer=OptimizerVectors(
+            vectors={part: arrays[f"optimizer/{part}"] for part in commit.dtypes},
+            dtypes=dict(commit.dtypes),
+            scalars={part: arrays[f"optimizer/{part}"] for part in commit.scalars},
+            present=arrays["present"].astype(np.bool_),
+        ),
+        generators=arrays["generators"].tobytes() if "generators" in arrays else b"",
+    )
+
+
+def read_array(store: Store, tree: Tree, step: int, name: str, commit: CheckpointCommit) -> NDArray[Any]:
+    """One array of a checkpoint, checked against its digest.
+
+    Args:
+        store: where the log lies.
+        tree: of the log.
+        step: of the checkpoint.
+        name: of the array.
+        commit: what the commit record says of the checkpoint.
+
+    Returns:
+        Its elements.
+
+    Raises:
+        ChunkError: the bytes can't be read or don't have the committed digest.
+        FileNotFoundError: an object isn't there.
+    """
+    grid = tree.vector(step, name, commit)
+    reader = VectorReader(store, grid)
+    reader.check_room(0)
+    values = np.empty(grid.length, grid.layout.dtype)
+    for number, span in enumerate(reader.read(0, range(grid.chunks_per_row))):
+        values[number * grid.chunk : number * grid.chunk + len(span)] = span
+    if array_digest(values).hex() != commit.sha256[name]:
+        raise ChunkError(f"{name}: the values don't have the committed digest")
+    return values
+
+
+def _arrays(checkpoint: Checkpoint) -> dict[str, NDArray[Any]]:
+    state = checkpoint.optimizer
+    arrays: dict[str, NDArray[Any]] = {"parameters": checkpoint.parameters, "present": state.present.astype(np.uint8)}
+    arrays |= {f"optimizer/{name}": values for name, values in {**state.vectors, **state.scalars}.items()}
+    if checkpoint.generators:
+        arrays["generators"] = np.frombuffer(checkpoint.generators, np.uint8)
+    return arrays
+
+
+def _write_vector(store: Store, grid: Grid, values: NDArray[Any]) -> None:
+    writer = VectorWriter(store, grid)
+    for start in range(0, max(1, len(values)), grid.chunk):
+        writer.add(values[start : start + grid.chunk])

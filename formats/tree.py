@@ -1,0 +1,161 @@
+"""The tree of a log: which arrays it has, where each lies, and what the metadata of each must say."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from lmcleaner.formats.arrays import ArrayLayout, group_metadata
+from lmcleaner.formats.bits import BIT_DTYPES
+from lmcleaner.formats.codecs import CODECS
+from lmcleaner.formats.commit import CheckpointCommit, Commit
+from lmcleaner.formats.documents import metadata_key
+from lmcleaner.formats.layout import (
+    COMMIT,
+    GRADIENTS,
+    GROUPS,
+    TABLES,
+    UPDATES,
+    checkpoint_name,
+    correction_name,
+    generation_name,
+    stack_layout,
+    vector_layout,
+)
+from lmcleaner.formats.manifest import Manifest
+from lmcleaner.formats.tables import chunk_keys
+from lmcleaner.formats.vectors import Grid
+
+
+class Tree:
+    """Where everything of one generation lies.
+
+    Attributes:
+        manifest: of the log.
+        generation: which generation.
+    """
+
+    def __init__(self, manifest: Manifest, generation: int) -> None:
+        """Works out the layouts.
+
+        Args:
+            manifest: of the log.
+            generation: which generation.
+        """
+        self.manifest, self.generation = manifest, generation
+        widths: Any = {"": (), "groups": (len(manifest.optimizer.groups),), "rng_bytes": (manifest.numerics.rng_bytes,)}
+        self.tables: dict[str, ArrayLayout] = {table.name: table.layout(widths) for table in TABLES}
+
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """Those of updates and gradients that the log holds."""
+        return tuple(name for name in (UPDATES, GRADIENTS) if self.codec(name) != "none")
+
+    def codec(self, stack: str) -> str:
+        """Name of the codec of the updates or the gradients."""
+        return self.manifest.updates if stack == UPDATES else self.manifest.gradients
+
+    def path(self, name: str) -> str:
+        """Where a group or an array of the generation lies in the store."""
+        return f"{generation_name(self.generation)}/{name}" if name else generation_name(self.generation)
+
+    def stack(self, name: str) -> list[Grid]:
+        """The arrays of the updates or the gradients, one for each column of their codec."""
+        num_elements, dtype = self.manifest.num_elements, self.manifest.model.dtype
+        attributes = {"codec": self.codec(name), "dtype": dtype}
+        layouts = {
+            name + column.suffix: stack_layout(column, num_elements, attributes)
+            for column in CODECS[self.codec(name)].columns(dtype)
+        }
+        return [Grid(self.path(array), layout, layout.row[0]) for array, layout in layouts.items()]
+
+    def vector(self, step: int, name: str, checkpoint: CheckpointCommit) -> Grid:
+        """One array of a checkpoint.
+
+        Args:
+            step: of the checkpoint.
+            name: of the array.
+            checkpoint: what is committed of it.
+
+        Returns:
+            Where its chunks lie.
+        """
+        path = self.path(f"{checkpoint_name(step)}/{name}")
+        floats, part = {"parameters": self.manifest.model.dtype, **checkpoint.dtypes}, name.removeprefix("optimizer/")
+        if part in floats:
+            layout = vector_layout(
+                BIT_DTYPES[floats[part]], self.manifest.num_elements, attributes={"dtype": floats[part]}
+            )
+            return Grid(path, layout, self.manifest.num_elements)
+        num_parameters = len(self.manifest.parameters)
+        length = checkpoint.generator_bytes if name == "generators" else num_parameters
+        dtype = np.dtype(np.float64 if part in checkpoint.scalars else np.uint8)
+        return Grid(path, vector_layout(dtype, length), length)
+
+    def correction(self, step: int) -> Grid:
+        """The correction of the reconstruction before step `step`."""
+        (column,) = CODECS["lossless"].columns(self.manifest.model.dtype)
+        length = self.manifest.num_elements
+        attributes = {"codec": "lossless", "dtype": self.manifest.model.dtype}
+        layout = vector_layout(column.dtype, length, compression=column.compression, attributes=attributes)
+        return Grid(self.path(correction_name(step)), layout, length)
+
+    def metadata(self, commit: Commit) -> Iterator[tuple[str, bytes]]:
+        """The metadata of every group and array, but for the root and the commit record.
+
+        Args:
+            commit: what the metadata shall tell.
+
+        Yields:
+            Key and content.
+        """
+        checkpoints = [checkpoint_name(step) for step in commit.checkpoints]
+        states = [f"{checkpoint_name(step)}/optimizer" for step in commit.checkpoints]
+        for group in ("", *GROUPS, *checkpoints, *states):
+            yield metadata_key(self.path(group)), group_metadata({})
+        for name, layout in self.tables.items():
+            yield metadata_key(self.path(name)), layout.metadata(commit.tables[name].rows)
+        for stack in self.stacks:
+            for grid in self.stack(stack):
+                yield metadata_key(grid.path), grid.layout.metadata(commit.steps)
+        for grid in self._vectors(commit):
+            yield metadata_key(grid.path), grid.layout.metadata(grid.length)
+
+    def objects(self, commit: Commit) -> Iterator[str]:
+        """Every object that a commit record counts, metadata included.
+
+        Args:
+            commit: the record.
+
+        Yields:
+            The objects' keys.
+        """
+        yield from (metadata_key(""), metadata_key(COMMIT))
+        yield from (key for key, _ in self.metadata(commit))
+        for name, layout in self.tables.items():
+            yield from chunk_keys(self.path(name), layout, commit.tables[name].rows)
+        for stack in self.stacks:
+            for grid in self.stack(stack):
+                yield from _stack_keys(grid, self.rows_of(stack, commit))
+        for grid in self._vectors(commit):
+            yield from grid.shards_of(0)
+
+    def rows_of(self, stack: str, commit: Commit) -> list[int]:
+        """The steps whose rows the stack holds."""
+        if stack == GRADIENTS:
+            return list(range(commit.steps))
+        return [step for first, stop in commit.updates for step in range(first, min(stop, commit.steps))]
+
+    def _vectors(self, commit: Commit) -> Iterator[Grid]:
+        """Every array of every checkpoint, and every correction.
+
+        Yields:
+            Where its chunks lie.
+        """
+        for step, checkpoint in commit.checkpoints.items():
+            yield from (self.vector(step, name, checkpoint) for name in checkpoint.sha256)
+        yield from map(self.correction, commit.corrections)
+
+
+def _stack_keys(grid: Grid, rows: list[int]) -> Iterator[str]:
+    yield from dict.fromkeys(key for row in rows for key in grid.shards_of(row))
