@@ -9,6 +9,7 @@ import typer
 from lmcleaner.choices import Codec, ModelDtype, OptimizerName, Scheduler
 from lmcleaner.cli.console import Reporter, human_bytes, print_json, print_text
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Quiet, default_of
+from lmcleaner.formats.errors import UsageError
 from lmcleaner.recording.options import RecordOptions
 
 
@@ -17,10 +18,11 @@ def _d(name: str) -> Any:
 
 
 def record(
-    model: Annotated[str, typer.Option(metavar="DIR_OR_NAME", help="Base model.")],
-    data: Annotated[str, typer.Option(metavar="FILE|DIR|HUB_NAME", help="Rows to train on.")],
+    context: typer.Context,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the final model; must not exist.")],
     log: Log = DEFAULT_LOG,
+    model: Annotated[str, typer.Option(metavar="DIR_OR_NAME", help="Base model.")] = "",
+    data: Annotated[str, typer.Option(metavar="FILE|DIR|HUB_NAME", help="Rows to train on.")] = "",
     epochs: Annotated[float, typer.Option(help="Passes over the rows.")] = _d("epochs"),
     batch_size: Annotated[int, typer.Option(help="Rows of a microbatch.")] = _d("batch_size"),
     grad_accum: Annotated[int, typer.Option(help="Microbatches of a step.")] = _d("grad_accum"),
@@ -46,6 +48,9 @@ def record(
     updates: Annotated[Codec, typer.Option(help="How θ after every step is stored.")] = _d("updates"),
     gradients: Annotated[Codec, typer.Option(help="How the clipped gradients are stored.")] = _d("gradients"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove a log that lies there.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run; its log knows all options but --output.")
+    ] = False,
     config: Config = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -53,14 +58,17 @@ def record(
     """Fine-tune a model and record the run step by step.
 
     Example: `lmcleaner record my-log --model my-base --data train.jsonl --output my-model --epochs 3`
+
+    After an interruption: `lmcleaner record my-log --resume --output my-model`
     """
-    options = RecordOptions(
+    chosen: dict[str, Any] = dict(  # noqa: C408 -- a third of a literal's length
         model=model, data=data, output=output, epochs=epochs, batch_size=batch_size, grad_accum=grad_accum, lr=lr,
         optimizer=optimizer, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, scheduler=scheduler,
         warmup_ratio=warmup_ratio, max_grad_norm=max_grad_norm, template=template, max_length=max_length,
         max_steps=max_steps, seed=seed, dtype=dtype, threads=threads, checkpoint_every=checkpoint_every,
-        updates=updates, gradients=gradients, overwrite=overwrite,
+        updates=updates, gradients=gradients, overwrite=overwrite, resume=resume,
     )  # fmt: skip
+    options = _resumed(context, log, chosen) if resume else _new(chosen)
     from lmcleaner.recording.training import record as run
 
     with Reporter(quiet=quiet or as_json) as reporter:
@@ -72,3 +80,23 @@ def record(
     print_text(f"recorded {result.num_steps} steps on {result.num_samples} samples; final loss {result.final_loss:.4f}")
     print_text(f"log      {result.log} ({parts})")
     print_text(f"model    {result.output}")
+
+
+def _new(chosen: dict[str, Any]) -> RecordOptions:
+    missing = [f"--{name}" for name in ("model", "data") if not chosen[name]]
+    if missing:
+        raise UsageError(f"missing: {' and '.join(missing)}", hint="only --resume takes them from the log")
+    return RecordOptions(**chosen)
+
+
+def _resumed(context: typer.Context, log: str, chosen: dict[str, Any]) -> RecordOptions:
+    """The log's options, with those that the user gave."""
+    from lmcleaner.recording.resume import resumed_options
+
+    given = {name: value for name, value in chosen.items() if _is_given(context, name)}
+    return resumed_options(log, **given)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"

@@ -6,6 +6,9 @@ from pathlib import Path
 from lmcleaner.choices import Codec, ModelDtype, OptimizerName, Scheduler, choose
 from lmcleaner.formats.errors import UsageError
 
+# Options that say where things lie and what becomes of the log: no part of how the run trains.
+PLACES = ("model", "data", "output", "overwrite", "resume")
+
 DEFAULT_TEMPLATE = "Question: {question} Answer:"
 _CHOICES = {
     "optimizer": OptimizerName,
@@ -45,6 +48,8 @@ class RecordOptions:
         updates: how θ after each step is stored.
         gradients: how the clipped gradients are stored.
         overwrite: removes a log that lies at the log's place.
+        resume: goes on with the interrupted run whose log lies at the log's place; all options but `model`, `data` and
+            `output` must be those that it began with.
     """
 
     model: str
@@ -71,6 +76,7 @@ class RecordOptions:
     updates: Codec = Codec.LOSSLESS
     gradients: Codec = Codec.NONE
     overwrite: bool = False
+    resume: bool = False
 
     def __post_init__(self) -> None:
         """Checks ranges.
@@ -98,5 +104,7 @@ class RecordOptions:
                 raise UsageError(f"--{name}: expected {expected}, found {getattr(self, name.replace('-', '_'))}")
         if self.optimizer is not OptimizerName.SGD and (self.momentum or self.nesterov):
             raise UsageError(f"--momentum and --nesterov belong to sgd: found optimizer {self.optimizer}")
+        if self.overwrite and self.resume:
+            raise UsageError("--overwrite and --resume contradict each other: found both")
         if self.nesterov and not self.momentum:
             raise UsageError("--nesterov needs a --momentum of more than 0")

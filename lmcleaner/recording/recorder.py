@@ -1,6 +1,5 @@
 """Records any training loop through public torch hooks: model forward, before and after each optimizer step."""
 
-import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from lmcleaner.formats.bits import Bits
-from lmcleaner.formats.errors import DivergedError, UsageError
+from lmcleaner.formats.errors import ExistsError, MismatchError, UsageError
 from lmcleaner.formats.steps import MicrobatchRecord, StepRecord
-from lmcleaner.formats.writer import LogWriter
+from lmcleaner.formats.store import Store, open_store
+from lmcleaner.formats.writer import LogWriter, check_place
 from lmcleaner.recording.background import QUEUE_BYTES, BackgroundWriter
+from lmcleaner.recording.checks import check_hyperparameters, gradient_norm
 from lmcleaner.recording.describe import RunDescription, describe_run, take_checkpoint, trainable_parameters
 from lmcleaner.recording.microbatches import microbatch_record
+from lmcleaner.recording.repeated import RepeatedSteps
+from lmcleaner.recording.resume import open_unfinished
 from lmcleaner.training.numerics import rng_state
-from lmcleaner.training.optimizers import hyperparameters
 from lmcleaner.training.vectors import bits_of
-
-# A clipped gradient may exceed the threshold by the rounding of its norm.
-_CLIP_TOLERANCE = 1e-2
 
 
 class Recorder:
@@ -31,50 +30,72 @@ class Recorder:
     The loop stays as it is: `model(**batch).loss.backward()` as often as it accumulates, `optimizer.step()`. Leaving
     the block normally finishes the log with a last checkpoint; leaving it by an exception keeps what was complete.
 
+    A run that was interrupted can go on in the same log. The model may be at any step that the log holds: the steps up
+    to the log's end are compared with what it says of them, those behind it are recorded.
+
     Attributes:
-        num_steps: steps recorded so far.
+        num_steps: steps that the run has taken, with those before it was interrupted.
     """
 
     def __init__(
         self,
-        log: Path | str,
+        log: Store | Path | str,
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
         description: RunDescription,
         *,
         overwrite: bool = False,
+        resume: bool = False,
+        step: int | None = None,
     ) -> None:
-        """Creates the log with the state that the run starts from.
+        """Checks that the run can be recorded.
 
         Args:
-            log: folder or URL to create the log in.
-            module: the model, on its device, with θ[0].
+            log: folder, URL or store of the log; of a new one, unless the run resumes.
+            module: the model, on its device, with θ[0] or, to resume, with θ[step].
             optimizer: AdamW, Adam or SGD over its trainable parameters.
             description: what the hooks can't see.
             overwrite: removes a log that lies there.
+            resume: goes on with an interrupted log.
+            step: the step that a resumed run is at; None finds it by the model's parameters.
 
         Raises:
-            ExistsError: the folder exists.
-            UsageError: the model or the optimizer can't be recorded.
+            ExistsError: a log lies there, or there is nothing to resume.
+            NotFoundError: there is no log to resume.
+            InsufficientLogError: the log to resume was changed since it was recorded.
+            UsageError: the model or the optimizer can't be recorded, or the run was described otherwise.
+            MismatchError: the run isn't the one to resume.
         """
+        self._store, self._overwrite = open_store(log, writable=True), overwrite
         self._module, self._optimizer, self._description = module, optimizer, description
         self._manifest = describe_run(module, optimizer, description)
         self._parameters = list(trainable_parameters(module).values())
-        start = take_checkpoint(0, module, optimizer)
-        self._writer = BackgroundWriter(LogWriter.create(log, self._manifest, start, overwrite=overwrite))
-        self._vector_bytes = start.parameters.nbytes
-        self._bits = start.parameters  # shared with the writer, so that a checkpoint needs no copy of its own
-        self._gradient: Bits | None = None
+        self._bits = bits_of(self._parameters)  # shared with the writer, so that a checkpoint needs no copy of its own
+        self._past = RepeatedSteps(open_unfinished(self._store), self._manifest) if resume else None
+        if self._past is None:
+            check_place(self._store, overwrite)
         self.num_steps = 0
+        if self._past is not None:
+            self.num_steps = self._past.find(self._bits, optimizer) if step is None else step
+        self._last_checkpoint = self._past.checkpoints[-1] if self._past else 0
+        self._gradient: Bits | None = None
         self._handles: list[Any] = []
         self._pending: dict[str, Any] | None = None
         self._rng_before = b""
         self._microbatches: list[MicrobatchRecord] = []
         self._step: StepRecord | None = None
-        self._last_time = time.perf_counter()
 
     def __enter__(self) -> Self:
-        """Attaches the hooks."""
+        """Takes the log's lock, writes the state that a new run starts from, and attaches the hooks.
+
+        Returns:
+            The recorder.
+
+        Raises:
+            ExistsError: somebody writes the log.
+            ResourceError: the place can't be written.
+        """
+        self._writer = BackgroundWriter(self._open_log())
         self._handles = [
             self._module.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             self._module.register_forward_hook(self._after_forward, with_kwargs=True),
@@ -90,10 +111,41 @@ class Recorder:
         """Detaches the hooks and closes the log; finished only if the loop ended by itself."""
         for handle in self._handles:
             handle.remove()
-        with self._writer:
-            if kind is None and self.num_steps % self._manifest.checkpoint_every:
-                self._write_checkpoint()
-            self._writer.commit(finished=kind is None)
+        finished = False
+        try:
+            if error is None:
+                self._end()
+                finished = True
+        finally:
+            self._close(finished, error)
+
+    def _open_log(self) -> LogWriter:
+        if self._past is None:
+            start = take_checkpoint(0, self._module, self._optimizer, self._bits)
+            return LogWriter.create(self._store, self._manifest, start, overwrite=self._overwrite)
+        writer = LogWriter.resume(self._store)
+        if writer.num_steps != self._past.num_steps:
+            writer.close()
+            raise ExistsError(f"another process has gone on with the log: {self._store.location}", hint="try again")
+        return writer
+
+    def _end(self) -> None:
+        """Writes the last checkpoint."""
+        if self._past is not None and self.num_steps < self._past.num_steps:
+            raise MismatchError(
+                f"the loop ended too early: {self._store.location}: expected at least the log's "
+                f"{self._past.num_steps} steps, found {self.num_steps}",
+                hint="resume with the same number of steps; the log is as it was",
+            )
+        self._write_checkpoint()
+
+    def _close(self, finished: bool, error: BaseException | None) -> None:
+        """Closes the log; an error that is on its way already goes first."""
+        try:
+            self._writer.close(finished=finished)
+        except Exception:
+            if error is None:
+                raise
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not (module.training and torch.is_grad_enabled()):
@@ -127,23 +179,26 @@ class Recorder:
                 f"step {self.num_steps}: an optimizer step without a forward pass of the model in train mode",
                 hint="call model.train() before the loop; passes in eval mode or under no_grad aren't recorded",
             )
-        self._check_hyperparameters()
+        check_hyperparameters(optimizer, self._manifest, self.num_steps)
         self._step = StepRecord(
             microbatches=tuple(self._microbatches),
             lr=tuple(float(group["lr"]) for group in optimizer.param_groups),
-            gradient_norm=self._gradient_norm(),
+            gradient_norm=gradient_norm(self._parameters, self._manifest.max_grad_norm, self.num_steps),
             seconds=0.0,
         )
         if self._manifest.gradients != "none":
-            self._writer.make_room(self._vector_bytes)
+            self._writer.make_room(self._bits.nbytes)
             self._gradient = bits_of(p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert self._step is not None
         step = replace(self._step, seconds=time.perf_counter() - self._last_time)
-        self._writer.make_room(self._vector_bytes)
+        self._writer.make_room(self._bits.nbytes)
         self._bits = bits_of(self._parameters)
-        self._writer.append(step, self._bits, self._gradient)
+        if self._past is not None and self.num_steps < self._past.num_steps:
+            self._past.check(self.num_steps, step, self._bits)
+        else:
+            self._writer.append(step, self._bits, self._gradient)
         self._microbatches, self._step, self._gradient = [], None, None
         self.num_steps += 1
         if self.num_steps % self._manifest.checkpoint_every == 0:
@@ -151,34 +206,9 @@ class Recorder:
         self._last_time = time.perf_counter()  # recording itself is not part of the step
 
     def _write_checkpoint(self) -> None:
+        """Writes the state before the next step, unless the log holds it or is further already."""
+        if self.num_steps == self._last_checkpoint or (self._past and self.num_steps < self._past.num_steps):
+            return
         self._writer.make_room(QUEUE_BYTES)
         self._writer.write_checkpoint(take_checkpoint(self.num_steps, self._module, self._optimizer, self._bits))
-
-    def _gradient_norm(self) -> float:
-        """L2 norm of the gradient that the optimizer is about to use; checked to be finite and clipped as told."""
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
-        if not math.isfinite(norm):
-            raise DivergedError(
-                f"the gradient is not finite: step {self.num_steps}: found norm {norm}",
-                hint="lower the learning rate; the log is complete up to the step before",
-            )
-        limit = self._manifest.max_grad_norm
-        if limit is not None and norm > limit * (1 + _CLIP_TOLERANCE):
-            raise UsageError(
-                f"the loop doesn't clip as it was said to: step {self.num_steps}: expected a norm of at most {limit}, "
-                f"found {norm}"
-            )
-        return norm
-
-    def _check_hyperparameters(self) -> None:
-        """Replay takes all but the learning rate from the manifest, so nothing else may change."""
-        for number, group in enumerate(self._optimizer.param_groups):
-            now, then = hyperparameters(group), self._manifest.optimizer.groups[number]
-            changed = [name for name in now if name != "lr" and now[name] != then.get(name)]
-            if changed:
-                raise UsageError(
-                    f"the optimizer's {changed[0]} changed: group {number}, step {self.num_steps}: "
-                    f"expected {then.get(changed[0])}, found {now[changed[0]]}",
-                    hint="only the learning rate may follow a schedule",
-                )
+        self._last_checkpoint = self.num_steps

@@ -85,17 +85,19 @@ def _gradient_bytes(codec: Codec, item_bytes: int) -> float:
     return _GRADIENT_BYTES_PER_ITEM_BYTE * item_bytes if is_lossless else _CODED_BYTES[codec](item_bytes)
 
 
-def check_room(place: Path, needed_bytes: int) -> None:
+def check_room(place: Path | str, needed_bytes: int) -> None:
     """Makes sure that the disk has room before hours of training go into it.
 
     Args:
-        place: folder that will be made.
+        place: folder that will be made, or a URL, whose room nobody knows.
         needed_bytes: expected size.
 
     Raises:
         ResourceError: less is free than needed.
     """
-    existing = next(parent for parent in place.absolute().parents if parent.is_dir())
+    if "://" in str(place):
+        return
+    existing = next(parent for parent in Path(place).absolute().parents if parent.is_dir())
     free = shutil.disk_usage(existing).free
     if needed_bytes > free:
         raise ResourceError(

@@ -1,8 +1,8 @@
 """`record`: fine-tunes with Hugging Face `Trainer` and records the run."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,18 +11,20 @@ import torch
 
 from lmcleaner.choices import OptimizerName
 from lmcleaner.data.encoding import Encoding
-from lmcleaner.data.rows import RowSource, read_rows
+from lmcleaner.data.rows import read_rows
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
 from lmcleaner.formats.writer import check_place
 from lmcleaner.output import atomic_folder, check_free
 from lmcleaner.progress import Progress, Silent
-from lmcleaner.recording.describe import RunDescription
 from lmcleaner.recording.options import RecordOptions
+from lmcleaner.recording.plan import describe, expected_storage, plan_line, planned_steps
 from lmcleaner.recording.recorder import Recorder
-from lmcleaner.recording.storage import StorageEstimate, check_room, estimate_storage
-from lmcleaner.training.models import load_model, load_tokenizer, padding_token, tokenizer_digest
-from lmcleaner.training.numerics import computing_with, default_threads
+from lmcleaner.recording.resume import open_to_resume, restore
+from lmcleaner.recording.storage import StorageEstimate, check_room
+from lmcleaner.recording.trainer_checkpoint import write_trainer_checkpoint
+from lmcleaner.training.models import load_base_model, load_model, load_tokenizer, padding_token
+from lmcleaner.training.numerics import computing_with, default_threads, restored_numerics
 from lmcleaner.training.vectors import torch_dtype
 
 
@@ -31,7 +33,7 @@ class RecordResult:
     """What a recorded run gave.
 
     Attributes:
-        log: folder of the log.
+        log: where the log lies.
         output: folder of the final model.
         num_steps: steps taken.
         num_samples: distinct samples.
@@ -41,7 +43,7 @@ class RecordResult:
         log_root: digest of the log's whole content.
     """
 
-    log: Path
+    log: str
     output: Path
     num_steps: int
     num_samples: int
@@ -51,48 +53,94 @@ class RecordResult:
     log_root: str
 
 
-def record(log: Path, options: RecordOptions, progress: Progress | None = None) -> RecordResult:
-    """Fine-tunes a model, records the run in a new log and writes the final model.
+def record(log: Path | str, options: RecordOptions, progress: Progress | None = None) -> RecordResult:
+    """Fine-tunes a model, records the run and writes the final model.
+
+    A run that was interrupted goes on from the last checkpoint in its log. The steps that the log holds beyond it are
+    taken again and compared, so that the log and the model become those of a run that was never interrupted.
 
     Args:
-        log: folder to create.
-        options: what to train and how.
+        log: folder or URL to create, or of the log to resume.
+        options: what to train and how; `resumed_options` takes them from a log.
         progress: whom to tell how far it is.
 
     Returns:
         What the run gave.
 
     Raises:
-        ExistsError: the output or the log exists.
-        NotFoundError: no such model or data.
+        ExistsError: the output or the log exists, somebody writes the log, or there is nothing to resume.
+        NotFoundError: no such model or data, or no log to resume.
+        InsufficientLogError: the log to resume isn't one of `record`, or was changed since.
+        UsageError: an option contradicts the log to resume.
+        MismatchError: the model, the data or a repeated step is not that of the log to resume.
         ResourceError: no room on the disk.
         DivergedError: a gradient was not finite.
     """
     progress = progress or Silent()
     check_free(options.output)
-    check_place(log, options.overwrite)
+    past = open_to_resume(log, options, progress) if options.resume else None
+    if past is None:
+        check_place(log, options.overwrite)
     source = read_rows(options.data)
     tokenizer = load_tokenizer(options.model)
     encoding = Encoding(template=options.template, max_length=options.max_length)
     samples = encoding.samples(source.rows, tokenizer, source.source)
-    model = load_model(options.model, torch_dtype(options.dtype))
-    threads = options.threads or default_threads(model.num_parameters())
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    # Flushed, because tiny deviations become denormal later and slow a step down tenfold.
-    with computing_with(threads, True, deterministic), TemporaryDirectory() as scratch:
+    model: Any = load_base_model(past.manifest, options.model) if past else _load_model(options)
+    num_steps = planned_steps(len(samples), options)
+    description = describe(options, encoding, source, tokenizer, num_steps)
+    estimate = expected_storage(model, num_steps, options)
+    progress.say(plan_line(model, len(samples), num_steps, estimate))
+    check_room(log, estimate.total - (sum(past.bytes_on_disk().values()) if past else 0))
+    with _numerics(past, options, model), TemporaryDirectory() as scratch:
         trainer = make_trainer(model, tokenizer, samples, options, Path(scratch), progress)
-        num_steps = _planned_steps(len(samples), options)
-        estimate = _estimate(trainer.optimizer, model, num_steps, options)
-        progress.say(_plan_line(model, samples, num_steps, estimate))
-        check_room(log, estimate.total)
-        description = _describe(options, encoding, source, tokenizer, num_steps)
-        with Recorder(log, model, trainer.optimizer, description, overwrite=options.overwrite):
-            progress.begin("recording", num_steps)
-            trainer.train()
+        start = _prepare_start(past, trainer, num_steps)
+        with Recorder(
+            log,
+            model,
+            trainer.optimizer,
+            description,
+            overwrite=options.overwrite,
+            resume=options.resume,
+            step=start if past else None,
+        ):
+            progress.begin("recording", num_steps - start)
+            if start < num_steps:
+                trainer.train(resume_from_checkpoint=str(_checkpoint(trainer)) if start else None)
+            # Before the log says that the run is finished, so that a run without a model can be resumed to get it.
+            _save(model, options)
+    return _result(log, options, estimate)
+
+
+def _load_model(options: RecordOptions) -> Any:
+    return load_model(options.model, torch_dtype(options.dtype))
+
+
+def _numerics(past: TrainingLog | None, options: RecordOptions, model: Any) -> AbstractContextManager[None]:
+    if past is not None:
+        return restored_numerics(past.manifest.numerics)
+    threads = options.threads or default_threads(model.num_parameters())
+    # Flushed, because tiny deviations become denormal later and slow a step down tenfold.
+    return computing_with(threads, True, torch.are_deterministic_algorithms_enabled())
+
+
+def _prepare_start(past: TrainingLog | None, trainer: Any, num_steps: int) -> int:
+    """The step to start at; the model is at it, and `Trainer` finds a checkpoint of it where it needs one."""
+    if past is None:
+        return 0
+    start = restore(past, trainer.model, trainer.optimizer)
+    if 0 < start < num_steps:
+        write_trainer_checkpoint(_checkpoint(trainer), trainer, start, num_steps)
+    return start
+
+
+def _checkpoint(trainer: Any) -> Path:
+    return Path(trainer.args.output_dir) / "checkpoint"
+
+
+def _save(model: Any, options: RecordOptions) -> None:
     with atomic_folder(options.output) as folder:
         model.save_pretrained(folder)
         load_tokenizer(options.model).save_pretrained(folder)
-    return _result(log, options, estimate)
 
 
 def make_trainer(
@@ -171,66 +219,10 @@ def _progress_callback(progress: Progress) -> Any:
     return Advance()
 
 
-def _planned_steps(num_rows: int, options: RecordOptions) -> int:
-    """Steps that `Trainer` will take: the last step of an epoch may be partial."""
-    if options.max_steps is not None:
-        return options.max_steps
-    microbatches = math.ceil(num_rows / options.batch_size)
-    return math.ceil(options.epochs * math.ceil(microbatches / options.grad_accum))
-
-
-def _estimate(optimizer: torch.optim.Optimizer, model: Any, num_steps: int, options: RecordOptions) -> StorageEstimate:
-    state_vectors = 2 if options.optimizer is not OptimizerName.SGD else int(options.momentum > 0)
-    return estimate_storage(
-        num_elements=sum(p.numel() for group in optimizer.param_groups for p in group["params"]),
-        item_bytes=next(model.parameters()).element_size(),
-        state_vectors=state_vectors,
-        num_steps=num_steps,
-        rows_per_step=options.batch_size * options.grad_accum,
-        checkpoint_every=options.checkpoint_every,
-        updates=options.updates,
-        gradients=options.gradients,
-    )
-
-
-def _plan_line(model: Any, samples: Sequence[Sample], num_steps: int, estimate: StorageEstimate) -> str:
-    parts = f"steps {estimate.steps / 1e6:,.1f}, checkpoints {estimate.checkpoints / 1e6:,.1f}"
-    return (
-        f"{model.num_parameters():,} parameters, {len(samples):,} rows, {num_steps:,} steps; the log will take about "
-        f"{estimate.total / 1e6:,.1f} MB ({parts})"
-    )
-
-
-def _describe(
-    options: RecordOptions, encoding: Encoding, source: RowSource, tokenizer: Any, num_steps: int
-) -> RunDescription:
-    plain = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(options).items()}
-    is_folder = Path(options.model).is_dir()
-    model_source = str(Path(options.model).resolve()) if is_folder else options.model
-    return RunDescription(
-        model_source=model_source,
-        max_grad_norm=options.max_grad_norm or None,
-        padding_token=padding_token(tokenizer),
-        checkpoint_every=options.checkpoint_every,
-        updates=options.updates.value,
-        gradients=options.gradients.value,
-        planned_steps=num_steps,
-        data={
-            "source": source.source,
-            "split": source.split,
-            "sha256": source.sha256,
-            "num_rows": len(source.rows),
-            "encoding": asdict(encoding),
-        },
-        tokenizer={"source": model_source, "sha256": tokenizer_digest(tokenizer)},
-        training=plain,
-    )
-
-
-def _result(log: Path, options: RecordOptions, estimate: StorageEstimate) -> RecordResult:
+def _result(log: Path | str, options: RecordOptions, estimate: StorageEstimate) -> RecordResult:
     written = TrainingLog(log)
     return RecordResult(
-        log=log,
+        log=str(log),
         output=options.output,
         num_steps=written.num_steps,
         num_samples=len(written.table("samples/stop")),
