@@ -53,6 +53,14 @@ def unlearn(
     damping: Annotated[float, typer.Option(help="λ in C + λI.")] = DEFAULT_DAMPING,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and stop.")] = False,
     oracle: Annotated[bool, typer.Option("--oracle", help="Replay the counterfactual and measure against it.")] = False,
+    redact: Annotated[
+        bool,
+        typer.Option(
+            "--redact",
+            help="Rewrite the log as that of the run without it, and delete what it was; with --hessian-mode secant "
+            "--K all.",
+        ),
+    ] = False,
     max_linearization_error: Annotated[float, typer.Option(help="Above it the verdict is poor.")] = _t(
         "linearization_error"
     ),
@@ -72,6 +80,7 @@ def unlearn(
     options = UnlearnOptions(
         forget=forget, output=output, model=model, level=level, K=parse_K(K), hessian_mode=hessian_mode,
         propagation=propagation, denominator=denominator, damping=damping, dry_run=dry_run, oracle=oracle,
+        redact=redact,
         thresholds=Thresholds(
             linearization_error=max_linearization_error, settled=max_settled, surviving=min_surviving,
             relative_error=max_relative_error,
@@ -121,6 +130,8 @@ def _print_document(document: dict[str, Any], output: Path | None) -> None:
     for reason in result["reasons"]:
         print_text(f"         {reason}")
     print_text(f"model    {output}")
+    if document["config"]["redact"]:
+        print_text("log      redacted: it is now that of the run without them")
 
 
 def _window_line(window: dict[str, Any]) -> str:

@@ -1,27 +1,38 @@
 """`audit`: checks an unlearned model and its audit document against the log, as somebody else would."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lmcleaner.audit.history import redactions
 from lmcleaner.audit.oracle import compare_with_oracle, replay_counterfactual
+from lmcleaner.audit.redacted import changes_since, check_previous, check_redacted
+from lmcleaner.audit.statements import (
+    forget_set_problem,
+    handled_problem,
+    stated_model,
+    stated_request,
+    unequal,
+    verdict_problem,
+    windows_problem,
+)
 from lmcleaner.choices import Denominator, Level
-from lmcleaner.formats.audit_document import Document, read_audit, schema_problems
+from lmcleaner.formats.audit_document import AUDIT_FILE, Document, read_audit, schema_problems
+from lmcleaner.formats.canonical import sha256_hex
+from lmcleaner.formats.commit import Change
 from lmcleaner.formats.errors import MismatchError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.progress import Progress, Silent
-from lmcleaner.training.fingerprint import model_fingerprint
 from lmcleaner.training.models import load_base_model, load_model
 from lmcleaner.training.numerics import replay_device, restored_numerics
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.vectors import torch_dtype
 from lmcleaner.unlearning.combine import distance
 from lmcleaner.unlearning.request import ForgetSet, occurrences_in
-from lmcleaner.unlearning.windows import find_windows
 
 # Norms are summed in float64 in one order; they may differ in the last digits between machines.
 _NORM_TOLERANCE = 1e-6
@@ -48,22 +59,24 @@ class AuditReport:
 
     Attributes:
         checks: name of each check, and what is wrong; None where it passed.
+        unchecked: name of each check that the log no longer allows, and why.
         document: the audit document.
         oracle: the fresh comparison with the oracle, if it was asked for.
     """
 
     checks: dict[str, str | None]
+    unchecked: dict[str, str]
     document: Document
     oracle: dict[str, Any] | None
 
     @property
     def passed(self) -> bool:
-        """Whether every check passed."""
+        """Whether every check that could be made passed."""
         return all(problem is None for problem in self.checks.values())
 
 
 def audit_model(
-    folder: Path, log_path: Path, options: AuditOptions | None = None, progress: Progress | None = None
+    folder: Path, log_path: Path | str, options: AuditOptions | None = None, progress: Progress | None = None
 ) -> AuditReport:
     """Checks an output folder of `unlearn` against the log.
 
@@ -74,7 +87,7 @@ def audit_model(
         progress: whom to tell how far it is.
 
     Returns:
-        Every check with its outcome.
+        Every check with its outcome. Where the log was redacted since, those that it no longer allows are named.
 
     Raises:
         NotFoundError: the folder, its audit document, its model or the log isn't there.
@@ -85,10 +98,20 @@ def audit_model(
     problems = schema_problems(document)
     checks: dict[str, str | None] = {"schema": "; ".join(problems) or None}
     if problems:
-        return AuditReport(checks=checks, document=document, oracle=None)
+        return AuditReport(checks=checks, unchecked={}, document=document, oracle=None)
     log = TrainingLog(log_path)
-    checks["log"] = _unequal("log_root", document["hashes"]["log_root"], log.root)
+    since = changes_since(log, document["hashes"]["log_root"])
+    if since and redactions(since):
+        audit_sha256 = sha256_hex((folder / AUDIT_FILE).read_bytes())
+        found = check_redacted(document, audit_sha256, log, folder)
+        unchecked = {"log": f"redacted on {redactions(since)[0].time}"} | found.unchecked
+        if options.oracle:
+            unchecked["oracle"] = "the log no longer holds the rows, nor the run with them"
+        return AuditReport(checks=checks | found.checks, unchecked=unchecked, document=document, oracle=None)
+    checks |= _log_checks(document, log, since)
     checks |= _request_checks(document, log)
+    unchecked = {"windows": "checkpoints or updates were pruned since"} if since else {}
+    checks = {name: problem for name, problem in checks.items() if name not in unchecked}
     oracle = None
     if checks["log"] is None and checks["samples"] is None:
         with restored_numerics(log.manifest.numerics):
@@ -96,7 +119,17 @@ def audit_model(
             if options.oracle:
                 oracle = _oracle(document, log, folder, options, progress)
                 checks["oracle"] = _oracle_check(document, oracle, options)
-    return AuditReport(checks=checks, document=document, oracle=oracle)
+    return AuditReport(checks=checks, unchecked=unchecked, document=document, oracle=oracle)
+
+
+def _log_checks(document: Document, log: TrainingLog, since: Sequence[Change] | None) -> dict[str, str | None]:
+    """Whether the log is the document's, and was changed as the document says."""
+    if since is None:
+        return {"log": unequal("log_root", document["hashes"]["log_root"], log.root)}
+    checks = {"log": None, "previous": check_previous(document, log, since)}
+    if document["config"].get("redact"):
+        checks["redaction"] = "the log was not redacted: `unlearn --redact` ended before it changed the log"
+    return checks
 
 
 def _request_checks(document: Document, log: TrainingLog) -> dict[str, str | None]:
@@ -109,21 +142,24 @@ def _request_checks(document: Document, log: TrainingLog) -> dict[str, str | Non
     coverage = document["coverage"]
     found = (len(forget_set.digests), forget_set.num_occurrences, len(used))
     stated = (coverage["samples"], coverage["occurrences"], coverage["steps"])
-    handled = sum(window.get("occurrences", 0) for window in document["windows"])
     return {
-        "samples": _unequal("forget_set", document["hashes"]["forget_set"], forget_set.sha256),
-        "coverage": _unequal("samples, occurrences and steps", stated, found)
-        or _unequal("steps", list(forget_set.steps), used)
-        or _unequal("occurrences handled by the windows", handled, forget_set.num_occurrences),
-        "windows": _windows_problem(document, log, used),
+        "samples": forget_set_problem(document, forget_set),
+        "coverage": unequal("samples, occurrences and steps", stated, found)
+        or unequal("steps", list(forget_set.steps), used)
+        or handled_problem(document, forget_set.num_occurrences),
+        "windows": windows_problem(
+            document,
+            used,
+            num_steps=log.num_steps,
+            checkpoint_steps=log.checkpoint_steps,
+            ends_anywhere=log.has_updates,
+        ),
     }
 
 
 def _forget_set(document: Document, log: TrainingLog) -> ForgetSet:
-    request = document["request"]
-    level, steps = Level(request["level"]), tuple(request["steps"])
-    digests = frozenset(bytes.fromhex(digest) for digest in request["samples"])
-    return ForgetSet(level, digests, steps, occurrences_in(log, digests, steps))
+    named = stated_request(document, 0)
+    return replace(named, num_occurrences=occurrences_in(log, named.digests, named.steps))
 
 
 def _steps_of(log: TrainingLog, forget_set: ForgetSet) -> list[int]:
@@ -136,24 +172,9 @@ def _steps_of(log: TrainingLog, forget_set: ForgetSet) -> list[int]:
     return [int(step) for step in np.unique(log.occurrence_steps[np.isin(log.table("occurrences/sample"), rows)])]
 
 
-def _windows_problem(document: Document, log: TrainingLog, steps: Sequence[int]) -> str | None:
-    K = document["config"].get("K")  # noqa: N806 -- the paper's name
-    windows = find_windows(
-        steps,
-        K=None if K == "all" else K,
-        num_steps=log.num_steps,
-        checkpoint_steps=log.checkpoint_steps,
-        ends_anywhere=log.has_updates,
-    )
-    stated = [(window["tz"], window["tau"], window["K_used"]) for window in document["windows"]]
-    return _unequal("windows (tz, tau, K_used)", stated, [(w.first, w.end, w.K_used) for w in windows])
-
-
 def _model_checks(document: Document, log: TrainingLog, folder: Path) -> dict[str, str | None]:
     """Whether the model in the folder is the one described, and differs from the trained one as described."""
-    dtype = torch_dtype(log.manifest.model.dtype)
-    model = load_model(str(folder), dtype, log.manifest.numerics.attention)
-    after = _unequal("model_after", document["hashes"]["model_after"], model_fingerprint(model))
+    model, after = stated_model(document, log, folder)
     try:
         replay = ReplayModel(model, log.manifest, replay_device(log.manifest))
     except MismatchError as error:
@@ -164,19 +185,10 @@ def _model_checks(document: Document, log: TrainingLog, folder: Path) -> dict[st
     is_close = math.isclose(change, stated, rel_tol=_NORM_TOLERANCE, abs_tol=1e-12)
     return {
         "model": after,
-        "trained model": _unequal("model_before", document["hashes"]["model_before"], replay.fingerprint(trained)),
+        "trained model": unequal("model_before", document["hashes"]["model_before"], replay.fingerprint(trained)),
         "change": None if is_close else f"change_norm: the document says {stated}, the model and the log give {change}",
-        "verdict": next(_verdict_problems(document), None),
+        "verdict": verdict_problem(document),
     }
-
-
-def _verdict_problems(document: Document) -> Iterator[str]:
-    result = document["result"]
-    if (result["verdict"] == "poor") != bool(result["reasons"]):
-        yield f"the verdict is {result['verdict']} with {len(result['reasons'])} reasons"
-    oracle = document["oracle"]
-    if oracle is not None and oracle["relative_error"] >= 0.9 and result["verdict"] == "good":
-        yield f"a relative error of {oracle['relative_error']} can't be good"
 
 
 def _oracle(
@@ -199,9 +211,5 @@ def _oracle_check(document: Document, oracle: dict[str, Any], options: AuditOpti
         return f"the relative error is {oracle['relative_error']:.4f}, expected below {limit:g}"
     stated = document["oracle"]
     if stated is not None and not math.isclose(stated["relative_error"], oracle["relative_error"], abs_tol=1e-3):
-        return _unequal("relative_error", stated["relative_error"], oracle["relative_error"])
+        return unequal("relative_error", stated["relative_error"], oracle["relative_error"])
     return None
-
-
-def _unequal(what: str, stated: object, found: object) -> str | None:
-    return None if stated == found else f"{what}: the document says {stated}, found {found}"

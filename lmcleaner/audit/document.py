@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lmcleaner.audit.history import previous_audit
 from lmcleaner.formats.audit_document import AUDIT_SCHEMA, AUDIT_VERSION, Document
 from lmcleaner.formats.errors import InsufficientLogError
 from lmcleaner.formats.reader import TrainingLog
@@ -85,7 +86,7 @@ def make_document(
         "config": _config(log, options),
         "environment": environment() | {"unrestorable": unrestorable(log.manifest)},
         "timing": outcome.timing,
-        "previous": None,
+        "previous": previous_audit(log.commit.history),
     }
 
 
@@ -128,5 +129,6 @@ def _config(log: TrainingLog, options: UnlearnOptions) -> dict[str, Any]:
         "denominator": options.denominator.value,
         "damping": options.damping,
         "oracle": options.oracle,
+        "redact": options.redact,
         "thresholds": asdict(options.thresholds),
     }

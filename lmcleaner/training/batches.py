@@ -103,8 +103,9 @@ def _retained_denominators(step: StepRecord, forgotten: Digests) -> list[float]:
     logged = [microbatch.denominator for microbatch in step.microbatches]
     for count in (MicrobatchRecord.num_targets, _num_labels):
         for whole_step in (True, False):
-            if _denominators(step, count, NOTHING, whole_step) == logged:
-                # A step, or a microbatch, without a retained row sums over nothing: 0 / 1 rather than 0 / 0.
+            # A step, or a microbatch, without a row that counts sums over nothing: 0 / 1 rather than 0 / 0. In a
+            # redacted log that is so from the start.
+            if [max(1.0, value) for value in _denominators(step, count, NOTHING, whole_step)] == logged:
                 return [max(1.0, value) for value in _denominators(step, count, forgotten, whole_step)]
     raise InsufficientLogError(
         f"the logged denominator is not a count of the rows' labels: found {logged}",

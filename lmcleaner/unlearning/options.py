@@ -1,5 +1,6 @@
 """Options of `unlearn`, checked before anything is loaded."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,8 @@ class UnlearnOptions:
         damping: λ, which enters as C + λI.
         dry_run: plans and stops.
         oracle: replays the counterfactual and reports the error against it.
+        redact: makes the log that of the run without what is forgotten, and deletes what it was; needs secant, K=None
+            and the propagation through the optimizer.
         thresholds: where a result stops being good.
     """
 
@@ -75,6 +78,7 @@ class UnlearnOptions:
     damping: float = DEFAULT_DAMPING
     dry_run: bool = False
     oracle: bool = False
+    redact: bool = False
     thresholds: Thresholds = Thresholds()
 
     def __post_init__(self) -> None:
@@ -92,8 +96,21 @@ class UnlearnOptions:
             raise UsageError(f"--damping: expected at least 0, found {self.damping}")
         if self.output is None and not self.dry_run:
             raise UsageError("--output is missing: expected a folder for the model and its audit document")
+        if self.redact:
+            self._check_redaction()
         if self.propagation is Propagation.PAPER and self.hessian_mode is HessianMode.SECANT:
             raise UsageError(
                 "--propagation paper needs a Hessian: expected --hessian-mode GGN or exact, found secant",
                 hint="secant is exact with the default propagation",
             )
+
+    def _check_redaction(self) -> None:
+        found = f"{self.hessian_mode.value}, {'all' if self.K is None else self.K}, {self.propagation.value}"
+        if found == "secant, all, optimizer":
+            return
+        command = ["lmcleaner", "unlearn", "LOG", "--forget", self.forget, "--output", str(self.output or "DIR")]
+        raise UsageError(
+            "--redact makes the log that of the run without the rows, which only an exact sweep to the end gives: "
+            f"expected --hessian-mode secant, --K all and --propagation optimizer, found {found}",
+            hint=shlex.join([*command, "--redact", "--hessian-mode", "secant", "--K", "all"]),
+        )

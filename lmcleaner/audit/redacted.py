@@ -1,0 +1,130 @@
+"""Checks an audit document of a log that was redacted since, as far as that can still be done."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from lmcleaner.audit.history import previous_audit, redactions, tombstones
+from lmcleaner.audit.statements import (
+    forget_set_problem,
+    handled_problem,
+    stated_model,
+    stated_request,
+    unequal,
+    verdict_problem,
+    windows_problem,
+)
+from lmcleaner.choices import Level
+from lmcleaner.formats.audit_document import Document
+from lmcleaner.formats.commit import Change
+from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.training.numerics import replay_device
+from lmcleaner.training.replay import ReplayModel
+from lmcleaner.unlearning.request import occurrences_in
+
+_GONE = "the trained model of that time is no longer in the log"
+_OTHERS = "the log no longer holds that run, since another request was redacted from it"
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What was found.
+
+    Attributes:
+        checks: name of each check, and what is wrong; None where it passed.
+        unchecked: name of each check that can't be made any more, and why.
+    """
+
+    checks: dict[str, str | None] = field(default_factory=dict)
+    unchecked: dict[str, str] = field(default_factory=dict)
+
+
+def changes_since(log: TrainingLog, root: str) -> tuple[Change, ...] | None:
+    """What was done to a log since it had a root: nothing, or its history from there on; None if it never had it."""
+    if root == log.root:
+        return ()
+    history = log.commit.history
+    return next((history[n:] for n, change in enumerate(history) if change.root_before == root), None)
+
+
+def check_redacted(document: Document, audit_sha256: str, log: TrainingLog, folder: Path) -> Findings:
+    """Checks a document whose log was redacted after it was at the document's root.
+
+    Args:
+        document: the audit document.
+        audit_sha256: SHA-256 of its file.
+        log: the log as it is now.
+        folder: the output folder, with the model.
+
+    Returns:
+        The checks and those that can't be made.
+    """
+    since = changes_since(log, document["hashes"]["log_root"])
+    assert since
+    found = Findings()
+    found.checks["log"] = None
+    found.checks["previous"] = check_previous(document, log, since)
+    found.checks["samples"] = forget_set_problem(document, stated_request(document, 0))
+    model, found.checks["model"] = stated_model(document, log, folder)
+    found.checks["verdict"] = verdict_problem(document)
+    found.unchecked["trained model"] = found.unchecked["change"] = _GONE
+    own = next((c for c in redactions(since) if c.details.get("audit_sha256") == audit_sha256), None)
+    if own is not None and own.root_before == document["hashes"]["log_root"]:
+        _check_own(document, own, log, since[1:], found)
+        if redactions(since[1:]):
+            found.unchecked["redacted log"] = "the log was redacted again since"
+        elif found.checks["model"] is None:
+            found.checks["redacted log"] = _log_problem(document, log, model)
+    elif document["config"].get("redact"):
+        found.checks["redaction"] = f"the log was redacted with another audit document than this one, {audit_sha256}"
+    else:
+        found.unchecked["coverage"] = found.unchecked["windows"] = _OTHERS
+    return found
+
+
+def check_previous(document: Document, log: TrainingLog, since: Sequence[Change]) -> str | None:
+    """Whether the document names the audit document of the redaction before it."""
+    history = log.commit.history
+    before = history[: len(history) - len(since)]
+    return unequal("previous", document["previous"], previous_audit(before))
+
+
+def _check_own(document: Document, own: Change, log: TrainingLog, later: Sequence[Change], found: Findings) -> None:
+    """What can be checked where the document is that of the redaction itself."""
+    details, coverage = own.details, document["coverage"]
+    stated = (document["request"]["level"], document["request"]["samples"], document["request"]["steps"])
+    logged = (details["level"], details["samples"], details["steps"])
+    counts = (coverage["samples"], coverage["occurrences"], coverage["steps"])
+    counted = (len(details["samples"]), details["occurrences"], len(details["steps"]))
+    found.checks["coverage"] = (
+        unequal("level, samples and steps", stated, logged)
+        or unequal("samples, occurrences and steps", counts, counted)
+        or handled_problem(document, details["occurrences"])
+    )
+    found.checks["windows"] = windows_problem(
+        document, details["steps"], num_steps=details["num_steps"], checkpoint_steps=(0,), ends_anywhere=True
+    )
+    found.checks["redaction"] = _content_problem(document, own, log, later)
+
+
+def _content_problem(document: Document, own: Change, log: TrainingLog, later: Sequence[Change]) -> str | None:
+    """Whether the log really lost what the document says that it lost."""
+    if any(change.details.get("level") != Level.SAMPLE.value for change in redactions((own, *later))):
+        first = own.details["level"] == Level.BATCH.value and not redactions(later)
+        expected = own.details["num_steps"] - len(own.details["steps"])
+        return unequal("steps that are left", expected, log.num_steps) if first else None
+    forget_set = stated_request(document, own.details["occurrences"])
+    kept = forget_set.digests - tombstones(log)
+    if kept:
+        return f"{len(kept)} of the samples are not redacted, such as {min(kept).hex()}"
+    found = occurrences_in(log, forget_set.digests, forget_set.steps)
+    return unequal("occurrences of redacted samples", forget_set.num_occurrences, found)
+
+
+def _log_problem(document: Document, log: TrainingLog, model: nn.Module) -> str | None:
+    """Whether the log's trained model is now the one that the document describes."""
+    replay = ReplayModel(model, log.manifest, replay_device(log.manifest))
+    found = replay.fingerprint(replay.load(log.parameters(log.num_steps)))
+    return unequal("model_after", document["hashes"]["model_after"], found)

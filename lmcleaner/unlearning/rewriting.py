@@ -1,0 +1,133 @@
+"""Replays a counterfactual run from step 0, and writes what it does into a log's next generation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from lmcleaner.formats.bits import Bits
+from lmcleaner.formats.canonical import array_digest
+from lmcleaner.formats.errors import MismatchError
+from lmcleaner.formats.generations import NextGeneration
+from lmcleaner.formats.steps import Checkpoint, StepRecord
+from lmcleaner.progress import Progress
+from lmcleaner.training.optimizers import optimizer_vectors
+from lmcleaner.training.state import Gradient, TrainingState
+from lmcleaner.training.vectors import bits_of
+from lmcleaner.unlearning.counterfactual import Counterfactual
+
+NOTHING_CHANGED = "the log is as it was; redact it on the kind of machine and with the libraries that the run had"
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """The gradient that the optimizer was given: its L2 norm, and its bit patterns where the log holds gradients."""
+
+    norm: float
+    bits: Bits | None
+
+
+class Rewriting:
+    """Replays the counterfactual run, and writes what it does."""
+
+    def __init__(self, wanted: Counterfactual, generation: NextGeneration) -> None:
+        """Writes the state that the run starts from.
+
+        Args:
+            wanted: the run.
+            generation: where to write it, empty.
+        """
+        self._wanted, self._generation = wanted, generation
+        self._checkpoints = wanted.checkpoints
+        start = wanted.log.checkpoint(0)
+        self._state = TrainingState(wanted.replay.manifest, start, wanted.replay.device)
+        self._given: _Given | None = None
+        self._state.optimizer.register_step_pre_hook(self._before_step)
+        generation.write_checkpoint(replace(start, generators=self._generators(0)))
+
+    def run(self, progress: Progress) -> Bits:
+        """Takes and writes all steps.
+
+        Args:
+            progress: is told of every step.
+
+        Returns:
+            Bit patterns of the parameters in the end.
+
+        Raises:
+            MismatchError: a step before the first occurrence doesn't give the logged bits.
+        """
+        bits = self._wanted.log.checkpoint_parameters(0)
+        for number in range(self._wanted.log.num_steps):
+            if number not in self._wanted.forget_set.skipped:
+                bits = self._take(number)
+            progress.advance()
+        commit, then = self._generation.flush(), self._wanted.log.commit
+        for step, before in self._checkpoints.items():
+            if (
+                before == step <= self._wanted.forget_set.steps[0]
+                and commit.checkpoints[step] != then.checkpoints[step]
+            ):
+                raise self._inexact(f"the optimizer's state before step {step}")
+        return bits
+
+    def _take(self, number: int) -> Bits:
+        step = self._wanted.step(number)
+        gradient, losses = self._gradient(step)
+        self._state.apply(gradient, step.lr)
+        assert self._given is not None
+        bits = bits_of(self._state.parameters)
+        if number >= self._wanted.forget_set.steps[0]:
+            step = _with_measures(step, losses, self._given.norm)
+        elif array_digest(bits) != self._wanted.log.parameters_digest(number + 1):
+            raise self._inexact(f"the parameters after step {number}")
+        self._generation.append(step, bits, self._given.bits)
+        if self._generation.num_steps in self._checkpoints:
+            self._write_checkpoint(bits)
+        return bits
+
+    def _gradient(self, step: StepRecord) -> tuple[Gradient, list[float]]:
+        """The step's gradient before clipping, and the loss of each microbatch."""
+        replay, losses = self._wanted.replay, []
+        replay.point_to(self._state.parameters)
+        for microbatch, inputs in zip(step.microbatches, replay.inputs(step), strict=True):
+            replay.restore_rng(microbatch.rng)
+            loss = replay.module(**inputs, **replay.manifest.model.forward_arguments).loss
+            replay.scaled(loss).backward()
+            losses.append(loss.item())
+        return replay.take_gradient(), losses
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Takes what the optimizer is given, as the recorder did; the step may change it."""
+        parameters, bits = self._state.parameters, None
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        if self._wanted.log.manifest.gradients != "none":
+            bits = bits_of(p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters)
+        self._given = _Given(norm, bits)
+
+    def _write_checkpoint(self, bits: Bits) -> None:
+        step, state = self._generation.num_steps, self._state
+        optimizer = optimizer_vectors(state.optimizer, state.parameters)
+        generators = self._generators(step)
+        self._generation.write_checkpoint(
+            Checkpoint(step=step, parameters=bits, optimizer=optimizer, generators=generators)
+        )
+
+    def _generators(self, step: int) -> bytes:
+        """The logged state of the random number generators, which don't depend on what is forgotten."""
+        log, before = self._wanted.log, self._checkpoints[step]
+        has_any = log.commit.checkpoints[before].generator_bytes > 0
+        return log.checkpoint_array(before, "generators").tobytes() if has_any else b""
+
+    def _inexact(self, what: str) -> MismatchError:
+        return MismatchError(
+            f"the log can't be redacted: {self._wanted.log.location}: this machine doesn't replay the run bit for bit: "
+            f"{what} differ from the log's",
+            hint=NOTHING_CHANGED,
+        )
+
+
+def _with_measures(step: StepRecord, losses: Sequence[float], gradient_norm: float) -> StepRecord:
+    measured = tuple(replace(m, loss=loss) for m, loss in zip(step.microbatches, losses, strict=True))
+    return replace(step, microbatches=measured, gradient_norm=gradient_norm)
