@@ -9,6 +9,8 @@ from lmcleaner.formats.documents import Json, problem_of
 from lmcleaner.formats.layout import COMMIT, damaged
 from lmcleaner.formats.tables import TableCommit
 
+Ranges = tuple[tuple[int, int], ...]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointCommit:
@@ -55,6 +57,7 @@ class Commit:
         tables: what is committed of each table.
         checkpoints: step -> what is committed of its checkpoint.
         updates: [first, stop) of each range of steps whose updates the log holds, ascending.
+        gradients: likewise of the gradients.
         corrections: steps before which a lossy reconstruction is taken back to the run's own bits, ascending.
         history: what was done to the log since, oldest first.
     """
@@ -64,7 +67,8 @@ class Commit:
     finished: bool
     tables: Mapping[str, TableCommit]
     checkpoints: Mapping[int, CheckpointCommit]
-    updates: tuple[tuple[int, int], ...]
+    updates: Ranges
+    gradients: Ranges
     corrections: tuple[int, ...]
     history: tuple[Change, ...] = field(default=())
 
@@ -115,6 +119,7 @@ class Commit:
             tables={name: TableCommit(**table) for name, table in document["tables"].items()},
             checkpoints={int(step): _checkpoint(entry) for step, entry in document["checkpoints"].items()},
             updates=tuple((first, stop) for first, stop in document["updates"]),
+            gradients=tuple((first, stop) for first, stop in document["gradients"]),
             corrections=tuple(document["corrections"]),
             history=tuple(Change(**change) for change in document["history"]),
         )

@@ -36,9 +36,12 @@ def problem_of_commit(commit: Commit, manifest: Manifest) -> str | None:
             return f"checkpoint {step}: expected {sorted(_arrays(checkpoint))}, found {sorted(checkpoint.sha256)}"
     if (commit.updates and manifest.updates == "none") or (commit.corrections and not _is_lossy(manifest.updates)):
         return f"expected no updates or corrections with the codec {manifest.updates}, found some"
-    edges = [edge for kept in commit.updates for edge in kept]
-    if edges != sorted(edges) or edges[-1:] > [commit.steps]:
-        return f"updates: expected ascending ranges up to {commit.steps}, found {edges[:8]}"
+    if commit.gradients and manifest.gradients == "none":
+        return "expected no gradients without a codec, found some"
+    for stack, ranges in (("updates", commit.updates), ("gradients", commit.gradients)):
+        edges = [edge for kept in ranges for edge in kept]
+        if edges != sorted(edges) or edges[-1:] > [commit.steps]:
+            return f"{stack}: expected ascending ranges up to {commit.steps}, found {edges[:8]}"
     corrections = list(commit.corrections)
     if corrections != sorted(set(corrections)) or corrections[-1:] > [commit.steps] or 0 in corrections:
         return f"corrections: expected ascending steps from 1 to {commit.steps}, found {corrections[:8]}"

@@ -1,6 +1,8 @@
 """JSON from a store that isn't trusted: limited in size and depth, canonical, and checked against its schema."""
 
 import json
+import math
+from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -8,7 +10,8 @@ from typing import Any
 import jsonschema
 
 from lmcleaner.formats.arrays import group_metadata
-from lmcleaner.formats.layout import METADATA, damaged
+from lmcleaner.formats.errors import DamagedError
+from lmcleaner.formats.layout import METADATA, SCHEMA, damaged
 from lmcleaner.formats.store import Store
 
 Json = dict[str, Any]
@@ -41,6 +44,10 @@ def read_attributes(store: Store, group: str) -> Json:
         canonical = group_metadata(attributes)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise damaged(store.location, key, f"expected the metadata of a Zarr group ({error})") from error
+    if not group and attributes.get("schema") != SCHEMA:
+        raise DamagedError(
+            f"not a training log: {store.location}: expected schema {SCHEMA!r}, found {attributes.get('schema')!r}"
+        )
     if canonical != data:
         raise damaged(store.location, key, "expected the canonical metadata of a Zarr group, found another")
     return attributes
@@ -70,7 +77,39 @@ def _validator() -> Any:
     """Draft 2020-12, but 5.0 is no integer: it would be a float in Python."""
     base = jsonschema.Draft202012Validator
     checker = base.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
-    return jsonschema.validators.extend(base, type_checker=checker)
+    return jsonschema.validators.extend(  # type: ignore[no-untyped-call]
+        base, {"items": _items}, type_checker=checker
+    )
+
+
+def _items(validator: Any, items: Json, instance: Any, _: Json) -> Iterator[Any]:
+    """The keyword `items`, fast: a record may hold half a million numbers, or tens of thousands of parameters.
+
+    Yields:
+        What is wrong with an item.
+    """
+    for number, item in enumerate(instance if type(instance) is list else ()):
+        if not _fits(item, items):
+            yield from validator.descend(item, items, path=number)
+
+
+def _fits(value: Any, schema: Json) -> bool:
+    """Whether a value is right for sure; where it isn't, the validator decides."""
+    kind = type(value)
+    if kind is not _SIMPLE.get(schema.get("type", "")) or not schema.keys() <= _UNDERSTOOD:
+        return False
+    if kind is int:
+        return bool(schema.get("minimum", -math.inf) <= value <= schema.get("maximum", math.inf))
+    if kind is not dict:
+        is_short = len(value) <= schema.get("maxLength" if kind is str else "maxItems", math.inf)
+        return is_short and (kind is str or all(_fits(item, schema.get("items", {})) for item in value))
+    return all(name in value for name in schema.get("required", ())) and all(
+        _fits(value[name], inner) for name, inner in schema.get("properties", {}).items() if name in value
+    )
+
+
+_SIMPLE: dict[str, type] = {"object": dict, "array": list, "string": str, "integer": int}
+_UNDERSTOOD = {"type", "required", "properties", "items", "maxItems", "minimum", "maximum", "maxLength"}
 
 
 @cache

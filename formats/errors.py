@@ -56,8 +56,13 @@ class ExistsError(LmcleanerError, FileExistsError):
 
 
 class DamagedError(LmcleanerError, ValueError):
-    """A log or an audit document whose bytes are not those that were written."""
+    """A log or an audit document whose bytes are not those that were written.
 
+    Attributes:
+        problem: what was expected and found, without the place; "" where the message says it all.
+    """
+
+    problem: str = ""
     kind = "damaged"
     exit_code = 12
     usual_hint = "restore the file from a copy; it is not what lmcleaner wrote"

@@ -224,7 +224,9 @@ def damaged(log: str, array: str, problem: str, *, step: int | None = None) -> D
         An error that names the place; the caller raises it.
     """
     where = f"{array}, step {step}" if step is not None else array
-    return DamagedError(
+    error = DamagedError(
         f"the log is damaged: {log}: {where}: {problem}",
         hint="`lmcleaner inspect --verify` lists everything that is damaged; restore the log from a copy",
     )
+    error.problem = problem
+    return error

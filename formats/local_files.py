@@ -44,7 +44,7 @@ class LocalFiles:
             count = max(0, size - start if length is None else min(length, size - start))
             if count > OBJECT_BYTES:
                 raise DamagedError(f"{self.location}: {key}: expected at most {OBJECT_BYTES} bytes, found {count}")
-            return os.pread(file, count, start)
+            return os.pread(file, count, start) if count else b""
 
     def size(self, key: str) -> int:
         """See `Store.size`."""
@@ -99,8 +99,9 @@ class LocalFiles:
     def delete(self, prefix: str) -> None:
         """See `Store.delete`."""
         if not prefix:
-            for name in {key.split("/")[0] for key, _ in self.list()}:
-                self.delete(name)
+            with suppress(FileNotFoundError), self._reading(prefix), self._folder([]) as folder:
+                for name in os.listdir(folder):  # a folder may hold no object
+                    self.delete(name)
             return
         with suppress(FileNotFoundError), self._changing(prefix, make=False) as (folder, name):
             if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
@@ -173,7 +174,10 @@ class LocalFiles:
             there = os.path.dirname(there)
             self._changed.add(there)
         if there != self._root:
-            os.makedirs(self._root, exist_ok=True)
+            with suppress(FileExistsError, NotADirectoryError):
+                os.makedirs(self._root, exist_ok=True)
+        if not os.path.isdir(self._root):
+            raise UsageError(f"a log can't be written there: {self.location}", hint="name a folder, or a new place")
 
     @contextmanager
     def _reading(self, key: str) -> Iterator[None]:

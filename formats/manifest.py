@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Literal, Self, TypeVar
 
 from lmcleaner.formats.canonical import json_digest
@@ -12,7 +13,7 @@ from lmcleaner.formats.layout import SCHEMA, VERSION
 CodecName = Literal["lossless", "int8", "int4", "none"]
 Entry = TypeVar("Entry")
 
-MAX_ELEMENTS = 1 << 42  # of a parameter vector; more than any model has
+MAX_ELEMENTS = 1 << 38  # of a parameter vector; more than any model that is trained in one process has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +98,7 @@ class ModelEntry:
     forward_arguments: Json
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """All that a log says of its run before the first step.
 
@@ -137,7 +138,7 @@ class Manifest:
     training: Json
     environment: Json
 
-    @property
+    @cached_property
     def num_elements(self) -> int:
         """Length of a parameter vector."""
         return sum(entry.num_elements for entry in self.parameters)
@@ -190,8 +191,6 @@ def _entry(kind: type[Entry], values: Json) -> Entry:
 
 
 def _check(document: Json, where: str) -> None:
-    if document.get("schema") != SCHEMA:
-        raise DamagedError(f"not a training log: {where}: expected schema {SCHEMA!r}, found {document.get('schema')!r}")
     if document.get("version") != VERSION:
         raise VersionError(
             f"unknown version of a training log: {where}: expected {VERSION}, found {document.get('version')!r}",

@@ -16,13 +16,13 @@ from lmcleaner.formats.commit import Commit
 from lmcleaner.formats.consistency import problem_of_commit, problem_of_table
 from lmcleaner.formats.documents import metadata_key, read_attributes
 from lmcleaner.formats.errors import InsufficientLogError, NotFoundError
-from lmcleaner.formats.layout import CHECKPOINTS, COMMIT, GRADIENTS, UPDATES, checkpoint_name, damaged
+from lmcleaner.formats.layout import CHECKPOINTS, COMMIT, CORRECTIONS, GRADIENTS, UPDATES, checkpoint_name, damaged
 from lmcleaner.formats.manifest import Manifest
 from lmcleaner.formats.reconstruction import Reconstruction
 from lmcleaner.formats.rows import RowReader
 from lmcleaner.formats.samples import Sample
 from lmcleaner.formats.stacks import StackReader
-from lmcleaner.formats.states import read_array, read_checkpoint
+from lmcleaner.formats.states import assemble, read_array
 from lmcleaner.formats.steps import Checkpoint, StepRecord
 from lmcleaner.formats.store import Store, open_store
 from lmcleaner.formats.tables import read_table
@@ -160,7 +160,7 @@ class TrainingLog:
         """
         self._check_checkpoint(step)
         committed = self.commit.checkpoints[step]
-        return self._sound(checkpoint_name(step), step, read_checkpoint, self.store, self.tree, step, committed)
+        return assemble(step, committed, {name: self.checkpoint_array(step, name) for name in committed.sha256})
 
     def checkpoint_parameters(self, step: int) -> Bits:
         """θ[step] from its checkpoint, bit patterns `[num_elements]`, checked against its digest."""
@@ -295,6 +295,9 @@ class TrainingLog:
         num_elements, dtype = self.manifest.num_elements, BIT_DTYPES[self.manifest.model.dtype]
 
         def read(step: int) -> Bits:
+            if not any(first <= step < stop for first, stop in self.commit.gradients):
+                raise InsufficientLogError(f"the log doesn't hold the gradient any more: {self.location}: step {step}")
+            reader.check_room(step, selection.spans)
             values = np.zeros(sum(min(SPAN, num_elements - span * SPAN) for span in selection.spans), dtype)
             for number, stored in enumerate(reader.stored(step, selection.spans)):
                 reader.apply(values[number * SPAN : (number + 1) * SPAN], stored)
@@ -342,7 +345,7 @@ class TrainingLog:
         parts = dict.fromkeys(("samples", "bookkeeping", UPDATES, GRADIENTS, CHECKPOINTS), 0)
         prefix = self.tree.path("") + "/"
         for key, size in self.store.list():
-            top = key.removeprefix(prefix).split("/")[0].removesuffix("_scales")
+            top = key.removeprefix(prefix).split("/")[0].removesuffix("_scales").replace(CORRECTIONS, UPDATES)
             parts[top if top in parts else "bookkeeping"] += size
         return parts
 

@@ -55,15 +55,13 @@ class Reconstruction:
             DamagedError: the checkpoint can't be read, or a whole vector doesn't have the committed digest.
         """
         self._log, self.step = log, step
-        num_elements = log.manifest.num_elements
         self._is_whole = spans is None
-        self._spans = range(num_spans(num_elements)) if spans is None else spans
+        self._spans = range(num_spans(log.manifest.num_elements)) if spans is None else spans
         self._dtype = log.manifest.model.dtype
-        sizes = [min(SPAN, num_elements - span * SPAN) for span in self._spans]
-        self._edges = np.cumsum([0, *sizes]).tolist()
         self._updates = StackReader(log.store, log.tree, UPDATES) if UPDATES in log.tree.stacks else None
         self._corrections = frozenset(log.commit.corrections)
         self.parts = Parts(parts if parts is not None else [self._read_checkpoint()])
+        self._edges = [*range(0, len(self.parts), SPAN), len(self.parts)]  # only the vector's last span is shorter
 
     @property
     def bits(self) -> Bits:
@@ -164,10 +162,12 @@ class Reconstruction:
         """θ from the checkpoint: whole and under its digest, or the chosen spans of it."""
         if self._is_whole:
             return self._log.checkpoint_parameters(self.step)
-        values = np.empty(self._edges[-1], BIT_DTYPES[self._dtype])
         commit = self._log.commit.checkpoints[self.step]
-        reader = VectorReader(self._log.store, self._log.tree.vector(self.step, "parameters", commit))
-        with self._naming(checkpoint_name(self.step), self.step):
-            for (start, stop), span in zip(pairwise(self._edges), reader.read(0, self._spans), strict=True):
-                values[start:stop] = span
+        grid = self._log.tree.vector(self.step, "parameters", commit)
+        reader = VectorReader(self._log.store, grid)
+        with self._naming(f"{checkpoint_name(self.step)}/parameters", self.step):
+            reader.check_room(0, self._spans)
+            values = np.empty(sum(map(grid.size, self._spans)), BIT_DTYPES[self._dtype])
+            for number, span in enumerate(reader.read(0, self._spans)):
+                values[number * SPAN : number * SPAN + len(span)] = span
         return values

@@ -58,6 +58,16 @@ class StackReader:
         self._codec, self._dtype = CODECS[tree.codec(name)], tree.manifest.model.dtype
         self._columns = [VectorReader(store, grid) for grid in tree.stack(name)]
 
+    def check_room(self, row: int, spans: Sequence[int]) -> None:
+        """Makes sure that spans are there before memory is taken for them.
+
+        Raises:
+            ChunkError: an index is damaged, or a span isn't in its shard.
+            FileNotFoundError: a shard isn't there.
+        """
+        for column in self._columns:
+            column.check_room(row, spans)
+
     def stored(self, row: int, spans: Sequence[int]) -> Iterator[tuple[NDArray[Any], ...]]:
         """What the row holds of some spans, one array for each of the codec's columns.
 

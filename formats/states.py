@@ -1,5 +1,6 @@
 """Checkpoints: the full state between two steps, each vector an array of its own."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -37,23 +38,17 @@ def write_checkpoint(store: Store, tree: Tree, checkpoint: Checkpoint) -> Checkp
     return commit
 
 
-def read_checkpoint(store: Store, tree: Tree, step: int, commit: CheckpointCommit) -> Checkpoint:
-    """The full state before a step, checked against its digests.
+def assemble(step: int, commit: CheckpointCommit, arrays: Mapping[str, NDArray[Any]]) -> Checkpoint:
+    """The full state before a step.
 
     Args:
-        store: where the log lies.
-        tree: of the log.
         step: of the checkpoint.
         commit: what the commit record says of it.
+        arrays: all its arrays, by name.
 
     Returns:
         The state.
-
-    Raises:
-        ChunkError: the bytes can't be read or don't have the committed digest.
-        FileNotFoundError: an object isn't there.
     """
-    arrays = {name: read_array(store, tree, step, name, commit) for name in commit.sha256}
     return Checkpoint(
         step=step,
         parameters=arrays["parameters"],
@@ -86,7 +81,7 @@ def read_array(store: Store, tree: Tree, step: int, name: str, commit: Checkpoin
     """
     grid = tree.vector(step, name, commit)
     reader = VectorReader(store, grid)
-    reader.check_room(0)
+    reader.check_room(0, range(grid.chunks_per_row))
     values = np.empty(grid.length, grid.layout.dtype)
     for number, span in enumerate(reader.read(0, range(grid.chunks_per_row))):
         values[number * grid.chunk : number * grid.chunk + len(span)] = span

@@ -142,9 +142,8 @@ class Tree:
 
     def rows_of(self, stack: str, commit: Commit) -> list[int]:
         """The steps whose rows the stack holds."""
-        if stack == GRADIENTS:
-            return list(range(commit.steps))
-        return [step for first, stop in commit.updates for step in range(first, min(stop, commit.steps))]
+        kept = commit.gradients if stack == GRADIENTS else commit.updates
+        return [step for first, stop in kept for step in range(first, min(stop, commit.steps))]
 
     def _vectors(self, commit: Commit) -> Iterator[Grid]:
         """Every array of every checkpoint, and every correction.

@@ -170,17 +170,18 @@ class VectorReader:
             for position in range(first, last + 1):
                 yield data[edges[position] - edges[first] : edges[position + 1] - edges[first]]
 
-    def check_room(self, row: int) -> None:
-        """Makes sure that a row is there before memory is taken for it.
+    def check_room(self, row: int, spans: Sequence[int]) -> None:
+        """Makes sure that spans are there before memory is taken for them.
 
         Args:
             row: which row.
+            spans: which spans, ascending.
 
         Raises:
-            ChunkError: an index is damaged, or the row isn't in its shards.
+            ChunkError: an index is damaged, or a span isn't in its shard.
             FileNotFoundError: a shard isn't there.
         """
-        for _ in self._runs(row, range(self._grid.chunks_per_row)):
+        for _ in self._runs(row, spans):
             pass
 
     def _runs(self, row: int, spans: Sequence[int]) -> Iterator[list[int]]:

@@ -1,5 +1,6 @@
 """A stretch of steps, streamed: θ, and on demand the updates and the gradients, with a few vectors in memory."""
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from lmcleaner.formats.bits import Bits
 from lmcleaner.formats.codecs import SPAN
 from lmcleaner.formats.errors import NotFoundError
+from lmcleaner.formats.layout import num_spans
 from lmcleaner.formats.manifest import Manifest, ParameterEntry
 
 if TYPE_CHECKING:
@@ -61,15 +63,16 @@ class Selection:
                 hint=f"they are named as in the model, such as {next(iter(known))}",
             )
         self.entries = [known[name] for name in names] if names is not None else list(manifest.parameters)
-        self.spans = sorted({span for entry in self.entries for span in _spans_of(entry)})
-        self._starts = {span: number * SPAN for number, span in enumerate(self.spans)}
+        self.spans: Sequence[int] = range(num_spans(manifest.num_elements))
+        if len(self.entries) < len(known):
+            self.spans = sorted({span for entry in self.entries for span in _spans_of(entry)})
 
     def named(self, values: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Name -> view of a vector that holds the selection's spans one after the other."""
         return {entry.name: self._view(entry, values) for entry in self.entries}
 
     def _view(self, entry: ParameterEntry, values: NDArray[Any]) -> NDArray[Any]:
-        start = self._starts[entry.offset // SPAN] + entry.offset % SPAN
+        start = bisect_left(self.spans, entry.offset // SPAN) * SPAN + entry.offset % SPAN
         return values[start : start + entry.num_elements].reshape(entry.shape)
 
 

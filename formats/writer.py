@@ -17,7 +17,7 @@ from lmcleaner.formats.codecs import CODECS
 from lmcleaner.formats.commit import Change, CheckpointCommit, Commit
 from lmcleaner.formats.documents import DOCUMENT_BYTES, metadata_key
 from lmcleaner.formats.errors import ExistsError, ResourceError
-from lmcleaner.formats.layout import COMMIT, GRADIENTS, LOCK, SCHEMA, UPDATES
+from lmcleaner.formats.layout import COMMIT, GRADIENTS, LOCK, METADATA, SCHEMA, UPDATES, generation_name
 from lmcleaner.formats.lock import WriterLock
 from lmcleaner.formats.manifest import Manifest
 from lmcleaner.formats.reader import TrainingLog
@@ -108,6 +108,7 @@ class GenerationWriter:
             tables={name: table.flush() for name, table in self._tables.items()},
             checkpoints=dict(self._checkpoints),
             updates=((0, self.num_steps),) if UPDATES in self._stacks else (),
+            gradients=((0, self.num_steps),) if GRADIENTS in self._stacks else (),
             corrections=tuple(self._corrections),
             history=history,
         )
@@ -293,6 +294,9 @@ def remove_uncommitted(store: Store, log: TrainingLog) -> None:
         store: where the log lies.
         log: the log.
     """
+    kept = {LOCK, METADATA, COMMIT, generation_name(log.commit.generation)}
+    for name in {key.split("/")[0] for key, _ in store.list()} - kept:
+        store.delete(name)
     counted = {LOCK, *log.tree.objects(log.commit)}
     for key in [key for key, _ in store.list() if key not in counted]:
         store.delete(key)
@@ -309,12 +313,17 @@ def check_place(location: Store | Path | str, overwrite: bool) -> None:
         ExistsError: something lies there.
     """
     store = open_store(location, writable=True)
-    is_free = next(store.list(), None) is None
+    is_free = all(_is_of_killed_writer(key) for key, _ in store.list())
     if not (is_free or (overwrite and _holds_log(store))):
         raise ExistsError(
             f"the log exists already: {store.location}",
             hint="choose another place, or give --overwrite to remove the log first",
         )
+
+
+def _is_of_killed_writer(key: str) -> bool:
+    """Whether an object may lie where a writer was killed before its log had a root."""
+    return key == LOCK or (key.startswith(f"{METADATA}.") and key.endswith(".tmp"))
 
 
 def _holds_log(store: Store) -> bool:
@@ -327,10 +336,13 @@ def _holds_log(store: Store) -> bool:
 
 
 def _clear(store: Store) -> None:
-    """Removes what lies there but the lock, the commit record first, so that no half of a log is ever seen."""
+    """Removes what lies there but the lock, the commit record first, so that no half of a log is ever seen.
+
+    The root stays until it is replaced: it says that what a kill leaves half removed is a log and may be overwritten.
+    """
     store.delete(COMMIT)
-    for key in [key for key, _ in store.list() if key != LOCK]:
-        store.delete(key)
+    for name in {key.split("/")[0] for key, _ in store.list()} - {LOCK, METADATA}:
+        store.delete(name)
 
 
 @contextmanager

@@ -1,20 +1,17 @@
 """A log behind a URL, or in any other store of Zarr's."""
 
-import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from zarr.abc.store import RangeByteRequest
 from zarr.abc.store import Store as Backend
 from zarr.buffer import cpu
-from zarr.core.sync import sync
 from zarr.storage import FsspecStore
 
 from lmcleaner.formats.errors import DamagedError, LmcleanerError, ResourceError, UsageError
-from lmcleaner.formats.store import OBJECT_BYTES, split_key, storage_errors
-
-_REQUESTS = 16  # at once, to one server: each waits long and works little
+from lmcleaner.formats.requests import BROKEN, Answer, at_once, entries, run
+from lmcleaner.formats.store import OBJECT_BYTES, split_key
 
 
 class ZarrStore:
@@ -50,7 +47,7 @@ class ZarrStore:
         """See `Store.size`."""
         self._get(key, 0, 1)  # some backends give a size to folders
         with self._reading(key):
-            return sync(self._backend.getsize(key))
+            return self._run(self._backend.getsize(key))
 
     def exists(self, key: str) -> bool:
         """See `Store.exists`."""
@@ -62,8 +59,9 @@ class ZarrStore:
 
     def write(self, key: str, parts: Iterable[bytes]) -> None:
         """See `Store.write`; Zarr's stores take an object whole, so the parts are joined in memory."""
+        data = b"".join(parts)
         with self._changing(key):
-            sync(self._backend.set(key, cpu.Buffer.from_bytes(b"".join(parts))))
+            self._run(self._backend.set(key, cpu.Buffer.from_bytes(data)))
 
     def create(self, key: str, parts: Iterable[bytes]) -> None:
         """See `Store.create`; with backends that can't refuse an existing object, the last of several writers wins."""
@@ -71,7 +69,7 @@ class ZarrStore:
         with self._changing(key):
             if self.exists(key):
                 raise FileExistsError(f"{self.location}/{key}")
-            sync(self._create(key, data))
+            self._run(self._create(key, data))
             if self.read(key) != data:
                 raise FileExistsError(f"{self.location}/{key}")
 
@@ -86,7 +84,7 @@ class ZarrStore:
         """
         folder = "/".join([*split_key(self.location, prefix), ""]) if prefix else ""
         with self._reading(f"what lies in {prefix or 'it'}"):
-            found = sync(_entries(self._backend, folder))
+            found = self._run(entries(self._backend, folder))
         yield from sorted(found)
 
     def delete(self, prefix: str) -> None:
@@ -95,12 +93,12 @@ class ZarrStore:
         if prefix and self.exists(prefix):
             keys.append(prefix)
         with self._changing(prefix or "zarr.json"):
-            sync(_at_once([self._backend.delete(key) for key in keys]))
+            self._run(at_once([self._backend.delete(key) for key in keys]))
 
     def _get(self, key: str, start: int, length: int) -> bytes:
         split_key(self.location, key)
         with self._reading(key):
-            found = sync(self._backend.get(key, cpu.buffer_prototype, RangeByteRequest(start, start + length)))
+            found = self._run(self._backend.get(key, cpu.buffer_prototype, RangeByteRequest(start, start + length)))
         if found is None:
             raise FileNotFoundError(f"{self.location}/{key}")
         return found.to_bytes()
@@ -112,22 +110,35 @@ class ZarrStore:
         else:
             await self._backend.set_if_not_exists(key, cpu.Buffer.from_bytes(data))
 
+    def _run(self, request: Coroutine[Any, Any, Answer]) -> Answer:
+        return run(self._backend, request)
+
     @contextmanager
     def _reading(self, key: str) -> Iterator[None]:
         try:
             yield
         except (FileNotFoundError, LmcleanerError):
             raise
+        except BROKEN as error:
+            raise DamagedError(f"{self.location}: {key}: expected bytes that can be unpacked ({error})") from error
         except OSError as error:
-            raise ResourceError(f"can't read: {self.location}: {key}: {error}") from error
+            raise ResourceError(
+                f"can't read: {self.location}: {key}: {error}", hint="check the address and the right to read there"
+            ) from error
 
     @contextmanager
     def _changing(self, key: str) -> Iterator[None]:
         if not self._writable:
             raise UsageError(f"the log was opened for reading: {self.location}")
         split_key(self.location, key)
-        with storage_errors(f"{self.location}/{key}"):
+        try:
             yield
+        except (FileExistsError, LmcleanerError):
+            raise
+        except OSError as error:
+            raise ResourceError(
+                f"can't write: {self.location}/{key}: {error}", hint="check the address and the right to write there"
+            ) from error
 
 
 def open_url(url: str, *, writable: bool) -> ZarrStore:
@@ -153,27 +164,3 @@ def open_url(url: str, *, writable: bool) -> ZarrStore:
     except ValueError as error:
         raise UsageError(f"can't open {url}: {error}", hint="use a folder, a zip file, or a URL of fsspec's") from error
     return ZarrStore(backend, url, writable=writable)
-
-
-async def _entries(backend: Backend, folder: str) -> list[tuple[str, int]]:
-    try:
-        keys = [key async for key in _keys(backend, folder)]
-    except FileNotFoundError:
-        return []
-    return list(zip(keys, await _at_once([backend.getsize(key) for key in keys]), strict=True))
-
-
-async def _keys(backend: Backend, folder: str) -> AsyncIterator[str]:
-    async for key in backend.list_prefix(folder):
-        if key.startswith(folder) and not key.endswith("/"):
-            yield key
-
-
-async def _at_once(requests: list[Coroutine[Any, Any, Any]]) -> list[Any]:
-    free = asyncio.Semaphore(_REQUESTS)
-
-    async def wait(request: Coroutine[Any, Any, Any]) -> Any:
-        async with free:
-            return await request
-
-    return await asyncio.gather(*(wait(request) for request in requests))

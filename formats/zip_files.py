@@ -1,5 +1,6 @@
 """A log in a zip file, which can only be read."""
 
+import errno
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -10,8 +11,11 @@ from typing import NoReturn
 from lmcleaner.formats.errors import DamagedError, ResourceError, UsageError
 from lmcleaner.formats.store import OBJECT_BYTES, split_key
 
-# What zipfile raises for an archive that is damaged, encrypted, or compressed in a way that it doesn't know.
-_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
+# What zipfile raises for an archive that is damaged or encrypted, or for offsets that no file has.
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OverflowError, RuntimeError, ValueError)
+
+# How many bytes one byte can become. zipfile unpacks all that it has read of any other compression, however large.
+_EXPANSION = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 
 
 class ZipFiles:
@@ -33,15 +37,15 @@ class ZipFiles:
         if writable:
             self._refuse()
         with self._reading("its directory"):
+            self._length = path.stat().st_size
             self._archive = zipfile.ZipFile(path)
-        files = {entry.filename: entry for entry in self._archive.infolist() if not entry.is_dir()}
+        files = {entry.filename: entry for entry in self._archive.infolist() if not entry.filename.endswith("/")}
         root = _root(files)
         self._entries = {name.removeprefix(root): entry for name, entry in files.items() if name.startswith(root)}
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> bytes:
         """See `Store.read`."""
         entry = self._entry(key)
-        # zipfile never unpacks more than the size that the archive states, so that is what has to be limited.
         count = max(0, entry.file_size - start if length is None else min(length, entry.file_size - start))
         if count > OBJECT_BYTES:
             raise DamagedError(f"{self.location}: {key}: expected at most {OBJECT_BYTES} bytes, found {count}")
@@ -78,7 +82,8 @@ class ZipFiles:
         folder = "/".join([*split_key(self.location, prefix), ""]) if prefix else ""
         for key in sorted(self._entries):
             if key.startswith(folder):
-                yield key, self._entries[key].file_size
+                entry = self._entries[key]
+                yield key, entry.file_size if self._is_sound(entry) else 0
 
     def delete(self, prefix: str) -> None:
         """Refused, as all changes are."""
@@ -87,7 +92,15 @@ class ZipFiles:
     def _entry(self, key: str) -> zipfile.ZipInfo:
         if not self.exists(key):
             raise FileNotFoundError(f"{self.location}/{key}")
-        return self._entries[key]
+        entry = self._entries[key]
+        if not self._is_sound(entry):
+            raise DamagedError(f"{self.location}: {key}: expected a stored or deflated file of a size that it can have")
+        return entry
+
+    def _is_sound(self, entry: zipfile.ZipInfo) -> bool:
+        """Whether the stated size is possible; zipfile would look for bytes that can't be there until it is reached."""
+        packed = min(entry.compress_size, self._length)
+        return entry.file_size <= packed * _EXPANSION.get(entry.compress_type, -1)
 
     def _refuse(self) -> NoReturn:
         raise UsageError(
@@ -99,10 +112,11 @@ class ZipFiles:
     def _reading(self, key: str) -> Iterator[None]:
         try:
             yield
-        except _BROKEN as error:
+        except (OSError, *_BROKEN) as error:
+            # A place before the file's start, which only the archive can have named, is no fault of the disk.
+            if isinstance(error, OSError) and error.errno not in {None, errno.EINVAL}:
+                raise ResourceError(f"can't read: {self.location}: {key}: {error}") from error
             raise DamagedError(f"{self.location}: {key}: expected a sound zip file ({error})") from error
-        except OSError as error:
-            raise ResourceError(f"can't read: {self.location}: {key}: {error}") from error
 
 
 def _root(names: Iterable[str]) -> str:

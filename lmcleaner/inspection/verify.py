@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from lmcleaner.formats.canonical import array_digest
 from lmcleaner.formats.reader import TrainingLog
-from lmcleaner.formats.verify import Problem, find_problems, num_parts
+from lmcleaner.formats.verify import Problem, Usable, find_problems, num_parts, usable
 from lmcleaner.progress import Progress, Silent
 from lmcleaner.training.models import load_base_model
 from lmcleaner.training.numerics import replay_device, restored_numerics, unrestorable
@@ -39,18 +39,25 @@ class Verification:
 
     Attributes:
         num_parts: tables, checkpoints and updates that were read.
-        problems: what is damaged.
+        problems: what is damaged, can't be reached because of it, or belongs to nothing.
+        usable: what can still be done with the log.
         replay: the replay, if it was asked for.
     """
 
     num_parts: int
     problems: list[Problem]
+    usable: Usable
     replay: ReplayCheck | None
 
     @property
     def is_sound(self) -> bool:
         """Whether nothing is damaged and the replay, if any, was exact."""
-        return not self.problems and (self.replay is None or self.replay.is_exact)
+        return not self._damage and (self.replay is None or self.replay.is_exact)
+
+    @property
+    def _damage(self) -> list[Problem]:
+        """The problems that are no mere leftovers of a writer that was killed."""
+        return [problem for problem in self.problems if problem.kind != "leftover"]
 
 
 def verify(
@@ -79,9 +86,9 @@ def verify(
             problems.append(problem)
         progress.advance()
     replay = None
-    if replay_steps is not None and not problems:
+    if replay_steps is not None and not any(problem.kind != "leftover" for problem in problems):
         replay = _replay(log, min(replay_steps, log.num_steps), model, progress)
-    return Verification(num_parts=num_parts(log), problems=problems, replay=replay)
+    return Verification(num_parts=num_parts(log), problems=problems, usable=usable(log, problems), replay=replay)
 
 
 def _replay(log: TrainingLog, num_steps: int, model: str | None, progress: Progress) -> ReplayCheck:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lmcleaner.formats.bits import BIT_DTYPES, Bits
-from lmcleaner.formats.manifest import Manifest, ModelEntry, NumericsEntry, OptimizerEntry, ParameterEntry, CodecName
+from lmcleaner.formats.manifest import CodecName, Manifest, ModelEntry, NumericsEntry, OptimizerEntry, ParameterEntry
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
 from lmcleaner.formats.steps import Checkpoint, MicrobatchRecord, OptimizerVectors, StepRecord
 from lmcleaner.formats.writer import LogWriter

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lmcleaner.formats.errors import DamagedError, LmcleanerError, VersionError
+from lmcleaner.formats.errors import DamagedError, NotFoundError, VersionError
 from lmcleaner.formats.layout import TABLES
 from lmcleaner.formats.reader import TrainingLog
-from lmcleaner.formats.verify import Problem, find_problems, num_parts
+from lmcleaner.formats.vectors import VectorReader
+from lmcleaner.formats.verify import Problem, Usable, find_problems, num_parts, usable
 
 if TYPE_CHECKING:
     from tests.formats.conftest import Run
@@ -48,34 +48,17 @@ def problems_of(path: Path) -> list[Problem]:
     return [problem for problem in find_problems(TrainingLog(path)) if problem is not None]
 
 
-def is_reported(path: Path) -> bool:
-    """Whether the log can't be opened, or has a problem; anything but an error of ours goes through."""
-    try:
-        return any(find_problems(TrainingLog(path)))
-    except LmcleanerError:
-        return True
-
-
-def is_refused_as_damaged(path: Path) -> bool:
-    """Whether the log can't be opened; a flipped version number looks like a later release's log."""
+def is_refused(path: Path) -> bool:
+    """Whether the log can't be opened; a flipped version number looks like a later release's log, none like no log."""
     try:
         TrainingLog(path)
-    except (DamagedError, VersionError):
+    except (DamagedError, VersionError, NotFoundError):
         return True
     return False
 
 
 def files_of(path: Path) -> list[Path]:
     return sorted(file for file in path.rglob("*") if file.is_file())
-
-
-def data_files(path: Path) -> list[Path]:
-    """Chunks, whose every byte lies under a checksum."""
-    return [file for file in files_of(path) if file.name != "zarr.json"]
-
-
-def metadata_files(path: Path) -> list[Path]:
-    return [file for file in files_of(path) if file.name == "zarr.json"]
 
 
 def flip_bit(file: Path, chance: random.Random) -> str:
@@ -119,20 +102,27 @@ def damaged_one_by_one(path: Path, files: list[Path], damage: Damage) -> Iterato
 
 
 def array_of(file: Path) -> str:
-    """What a problem with this chunk is to be called: its table, its checkpoint, or the updates."""
-    array = file.as_posix().partition("/c/")[0]
-    return "/".join(array.split("/")[:2]) if array.startswith("checkpoints/") else array
+    """What a problem with this file is to be called."""
+    array = file.as_posix().partition("/c/")[0].removeprefix("generation-0/").removesuffix("_scales")
+    return "updates" if array.startswith("corrections/") else array
 
 
 def content_of(path: Path) -> list[Any]:
     """All that a reader of the log gets."""
     log = TrainingLog(path)
     states = [log.checkpoint(step) for step in log.checkpoint_steps]
+    steps = range(log.num_steps + 1) if log.has_updates else log.checkpoint_steps
+    through = log.reconstruct(0)
+    if log.has_updates:
+        through.advance_to(log.num_steps)  # over the checkpoints in between, and their corrections
     return [
         log.manifest,
         log.root,
         [log.table(table.name).tobytes() for table in TABLES],
-        [log.parameters(step).tobytes() for step in range(log.num_steps + 1)],
+        [log.parameters(step).tobytes() for step in steps],
+        through.bits.tobytes(),
+        [log.reconstruction(step).tobytes() for step in steps],
+        [log.gradient(step).tobytes() for step in range(log.num_steps) if log.manifest.gradients != "none"],
         [(state.step, state.parameters.tobytes(), state.optimizer.dtypes) for state in states],
         [sorted((name, bits.tobytes()) for name, bits in state.optimizer.vectors.items()) for state in states],
         [sorted((name, values.tobytes()) for name, values in state.optimizer.scalars.items()) for state in states],
@@ -151,83 +141,81 @@ def test_an_intact_log_has_no_problem(intact: Path) -> None:
     log = TrainingLog(intact)
     found = list(find_problems(log))
     assert found == [None] * num_parts(log)
-    assert len(found) == len(TABLES) + 3 + NUM_STEPS
+    assert len(found) == len(TABLES) + 2 + 2 * 5 + NUM_STEPS
+    left = usable(log, [])
+    assert left == Usable(checkpoints=(0, 3, 5), parameters=((0, 5),), requests=True, windows=((0, 5),))
+
+
+CODECS: list[tuple[str, str]] = [("lossless", "none"), ("int8", "int4"), ("none", "lossless")]
 
 
 @every_damage
-def test_every_damaged_data_file_is_reported_by_its_name(small: Path, damage: Damage) -> None:
-    files = data_files(small)
-    assert len(files) == len(TABLES) + 3 + 2 + 5  # tables, updates, the checkpoints before steps 0 and 3
-    for file, what in damaged_one_by_one(small, files, damage):
-        names = (problem.array for problem in find_problems(TrainingLog(small)) if problem is not None)
-        assert array_of(file) in names, f"{file}: {what}"
-
-
-@every_damage
-def test_damaged_metadata_is_reported_or_changes_nothing_that_a_reader_gets(small: Path, damage: Damage) -> None:
-    # Not every byte of zarr.json counts: blanks, what an array means, a compressor's level, a fill value, or that a
-    # folder of tables is a group at all. But what goes unreported must leave everything that is read as it was.
-    expected = content_of(small)
-    for file, what in damaged_one_by_one(small, metadata_files(small), damage):
-        assert is_reported(small) or content_of(small) == expected, f"{file}: {what}"
+@pytest.mark.parametrize(("updates", "gradients"), CODECS)
+def test_every_damaged_file_is_reported_by_its_name_and_never_read_wrongly(
+    make_run: MakeRun, write_run: WriteRun, tmp_path: Path, updates: str, gradients: str, damage: Damage
+) -> None:
+    log = write_run(tmp_path / "log", make_run(4, updates=updates, gradients=gradients))
+    expected = content_of(log)
+    for file, what in damaged_one_by_one(log, files_of(log), damage):
+        place = f"{file}: {what}"
+        if str(file) in {"zarr.json", "commit/zarr.json"}:
+            assert is_refused(log), place
+            continue
+        problems = problems_of(log)
+        assert any(problem.kind == "damaged" for problem in problems), place
+        assert {array_of(Path(problem.array)) for problem in problems} >= {array_of(file)}, place
+        if file.name != "zarr.json":
+            with pytest.raises(DamagedError):
+                content_of(log)
+        else:  # readers of this package don't take anything from it
+            assert content_of(log) == expected, place
 
 
 @pytest.mark.parametrize("name", ["zarr.json", "commit/zarr.json"])
-def test_a_log_whose_manifest_or_commit_is_damaged_opens_equal_or_not_at_all(log: Path, name: str) -> None:
-    expected = TrainingLog(log).root
-    for _, what in damaged_one_by_one(log, [log / name] * 60, flip_bit):
-        assert is_refused_as_damaged(log) or TrainingLog(log).root == expected, what
+def test_a_log_with_any_flipped_bit_of_its_manifest_or_commit_record_is_refused(log: Path, name: str) -> None:
+    for _, what in damaged_one_by_one(log, [log / name] * 100, flip_bit):
+        assert is_refused(log), what
 
 
-def edit_attributes(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    document = json.loads(file.read_text())
-    change(document["attributes"])
-    file.write_text(json.dumps(document))
+def damage_update(log: Path, step: int) -> None:
+    """Flips a bit in the chunk of one step; other steps lie in the same file."""
+    opened = TrainingLog(log)
+    (grid,) = opened.tree.stack("updates")
+    chunks = [bytes(next(iter(VectorReader(opened.store, grid).stored(t, [0])))) for t in range(step + 1)]
+    file = log / grid.key(step, 0)
+    content = bytearray(file.read_bytes())
+    content[sum(map(len, chunks[:step])) + len(chunks[step]) // 2] ^= 16
+    file.write_bytes(content)
 
 
-CHECKPOINT_CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
-    "a part's dtype changed": lambda attributes: attributes["dtypes"].update(exp_avg="bfloat16"),
-    "a part's name changed": lambda attributes: attributes["dtypes"].update(
-        exp_bvg=attributes["dtypes"].pop("exp_avg")
-    ),
-    "a count taken for a vector": lambda attributes: attributes.update(scalars=[]),
-    "no dtypes": lambda attributes: attributes.pop("dtypes"),
-    "no scalars": lambda attributes: attributes.pop("scalars"),
-}
-
-
-@pytest.mark.parametrize("change", CHECKPOINT_CHANGES)
-def test_a_checkpoint_that_describes_its_state_wrongly_is_reported(log: Path, change: str) -> None:
-    edit_attributes(log / "checkpoints" / "00000003" / "zarr.json", CHECKPOINT_CHANGES[change])
-    assert [(problem.array, problem.step) for problem in problems_of(log)] == [("checkpoints/00000003", 3)]
-
-
-@pytest.mark.parametrize("damage", [flip_bit, truncate])
-def test_a_checkpoint_whose_group_is_damaged_is_reported_or_read_as_it_was(small: Path, damage: Damage) -> None:
-    expected = content_of(small)
-    group = small / "checkpoints" / "00000003" / "zarr.json"
-    for _, what in damaged_one_by_one(small, [group] * 8, damage):
-        assert is_reported(small) or content_of(small) == expected, what
-
-
-@every_damage
 @pytest.mark.parametrize(
     ("step", "unreachable"),
     [(0, [1, 2]), (1, [2]), (2, []), (3, [4]), (NUM_STEPS - 1, [])],  # as far as the next checkpoint
 )
-def test_a_damaged_update_is_reported_with_its_step(
-    log: Path, damage: Damage, step: int, unreachable: list[int]
+def test_a_damaged_update_is_reported_with_its_step_and_what_is_left(
+    log: Path, step: int, unreachable: list[int]
 ) -> None:
-    damage(log / "updates" / "c" / str(step) / "0", random.Random(0))
+    damage_update(log, step)
     problems = problems_of(log)
-    assert [(problem.array, problem.step) for problem in problems] == [("updates", t) for t in [step, *unreachable]]
-    assert f"updates, step {step}" in problems[0].message
-    assert all("can't be reached" in problem.message for problem in problems[1:])
+    assert all(problem.array == "updates" for problem in problems)
+    assert [problem.step for problem in problems if problem.kind == "damaged"] == [step]
+    assert [problem.step for problem in problems if problem.kind == "unreachable"] == unreachable
+    left = usable(TrainingLog(log), problems)
+    lost = {t + 1 for t in [step, *unreachable]} - {0, 3, 5}
+    readable = {t for first, last in left.parameters for t in range(first, last + 1)}
+    assert readable == set(range(NUM_STEPS + 1)) - lost
+    assert left.requests
 
 
-@every_damage
-def test_parameters_behind_a_damaged_update_are_refused(log: Path, make_run: MakeRun, damage: Damage) -> None:
-    damage(log / "updates" / "c" / "1" / "0", random.Random(0))
+def test_damage_behind_a_damaged_update_is_reported_too(log: Path) -> None:
+    damage_update(log, 2)
+    damage_update(log, 0)
+    kinds = {problem.step: problem.kind for problem in problems_of(log)}
+    assert kinds == {0: "damaged", 1: "unreachable", 2: "damaged"}
+
+
+def test_parameters_behind_a_damaged_update_are_refused(log: Path, make_run: MakeRun) -> None:
+    damage_update(log, 1)
     opened = TrainingLog(log)
     with pytest.raises(DamagedError, match=r"updates, step 1: ") as error:
         opened.parameters(2)
@@ -236,44 +224,58 @@ def test_parameters_behind_a_damaged_update_are_refused(log: Path, make_run: Mak
         assert opened.parameters(step).tobytes() == make_run(NUM_STEPS).parameters[step].tobytes()
 
 
-@every_damage
-def test_a_damaged_last_update_is_noticed_though_the_last_checkpoint_is_sound(log: Path, damage: Damage) -> None:
+def test_a_damaged_last_update_is_noticed_though_the_last_checkpoint_is_sound(log: Path) -> None:
     last = NUM_STEPS - 1
-    damage(log / "updates" / "c" / str(last) / "0", random.Random(0))
-    opened = TrainingLog(log)
+    damage_update(log, last)
     with pytest.raises(DamagedError, match=f"updates, step {last}: "):
-        opened.advance([opened.parameters(last)], last)
+        TrainingLog(log).reconstruct(last).advance_to(last + 1)
+
+
+def test_without_the_tables_of_the_steps_nothing_can_be_requested(log: Path) -> None:
+    (log / "generation-0" / "steps" / "lr" / "c" / "0" / "0").unlink()
+    problems = problems_of(log)
+    assert usable(TrainingLog(log), problems) == Usable(
+        checkpoints=(0, 3, 5), parameters=((0, 0), (3, 3), (5, 5)), requests=False, windows=()
+    )
+
+
+def test_what_a_killed_writer_leaves_is_told_and_is_no_damage(log: Path) -> None:
+    (log / "generation-0" / "updates" / "c" / "7").mkdir()
+    (log / "generation-0" / "updates" / "c" / "7" / "0").write_bytes(b"half a shard")
+    (problem,) = problems_of(log)
+    assert (problem.kind, problem.array) == ("leftover", "generation-0/updates/c/7/0")
 
 
 @every_damage
 def test_a_damaged_checkpoint_is_refused_with_its_array(log: Path, damage: Damage) -> None:
-    damage(log / "checkpoints" / "00000003" / "optimizer" / "exp_avg" / "c" / "0", random.Random(0))
+    damage(log / "generation-0" / "checkpoints" / "00000003" / "optimizer" / "exp_avg" / "c" / "0", random.Random(0))
     with pytest.raises(DamagedError, match="checkpoints/00000003/optimizer/exp_avg, step 3: "):
         TrainingLog(log).checkpoint(3)
-    assert [(problem.array, problem.step) for problem in problems_of(log)] == [("checkpoints/00000003", 3)]
+    found = [(problem.array, problem.step) for problem in problems_of(log)]
+    assert found == [("checkpoints/00000003/optimizer/exp_avg", 3)]
 
 
 @every_damage
 def test_a_damaged_table_is_refused_with_its_name(log: Path, damage: Damage) -> None:
-    damage(log / "samples" / "tokens" / "c" / "0", random.Random(0))
+    damage(log / "generation-0" / "samples" / "tokens" / "c" / "0", random.Random(0))
     opened = TrainingLog(log)
     with pytest.raises(DamagedError, match=r"the log is damaged: .*: samples/tokens: "):
         opened.step(0)
     assert opened.parameters(2).any()
 
 
-def test_two_swapped_updates_are_noticed_though_their_checksums_hold(log: Path) -> None:
-    first, second = (log / "updates" / "c" / step / "0" for step in ("0", "1"))
-    content = first.read_bytes()
-    first.write_bytes(second.read_bytes())
-    second.write_bytes(content)
-    first_problem = problems_of(log)[0]
-    assert (first_problem.array, first_problem.step) == ("updates", 0)
+def test_updates_of_another_run_are_noticed_though_their_checksums_hold(
+    log: Path, make_run: MakeRun, write_run: WriteRun, tmp_path: Path
+) -> None:
+    other = write_run(tmp_path / "other", make_run(NUM_STEPS, seed=1))
+    shutil.copytree(other / "generation-0" / "updates", log / "generation-0" / "updates", dirs_exist_ok=True)
+    first = problems_of(log)[0]
+    assert (first.kind, first.array, first.step) == ("damaged", "updates", 0)
 
 
 def test_a_table_of_another_log_is_noticed(log: Path, make_run: MakeRun, write_run: WriteRun, tmp_path: Path) -> None:
     other = write_run(tmp_path / "other", make_run(NUM_STEPS, seed=1))
-    shutil.copytree(other / "steps" / "lr", log / "steps" / "lr", dirs_exist_ok=True)
+    shutil.copytree(other / "generation-0" / "steps" / "lr", log / "generation-0" / "steps" / "lr", dirs_exist_ok=True)
     assert [problem.array for problem in problems_of(log)] == ["steps/lr"]
 
 
@@ -283,14 +285,14 @@ def test_a_deleted_chunk_is_reported_even_if_it_held_nothing_but_zeros(
     run = make_run(2)
     still = (run.parameters[0], run.parameters[0], run.parameters[2])  # a warm-up's first step with a rate of zero
     log = write_run(tmp_path / "log", replace(run, parameters=still))
-    (log / "updates" / "c" / "0" / "0").unlink()
+    (log / "generation-0" / "updates" / "c" / "0" / "0").unlink()
     assert ("updates", 0) in [(problem.array, problem.step) for problem in problems_of(log)]
 
 
 @every_damage
 def test_looking_for_problems_changes_no_file(log: Path, damage: Damage) -> None:
-    for name in ("updates/c/1/0", "samples/labels/c/0", "checkpoints/00000003/parameters/c/0"):
-        damage(log / name, random.Random(0))
+    for name in ("updates/c/0/0", "samples/labels/c/0", "checkpoints/00000003/parameters/c/0"):
+        damage(log / "generation-0" / name, random.Random(0))
     before = fingerprints(log)
     assert problems_of(log)
     with pytest.raises(DamagedError):
@@ -303,16 +305,3 @@ def test_reading_an_intact_log_changes_no_file(intact: Path) -> None:
     content_of(intact)
     assert problems_of(intact) == []
     assert fingerprints(intact) == before
-
-
-@pytest.mark.parametrize("name", ["steps/lr", "updates", "checkpoints/00000003/parameters"])
-def test_an_array_that_became_a_group_is_reported(log: Path, name: str) -> None:
-    shutil.copy(log / "checkpoints" / "zarr.json", log / name / "zarr.json")
-    assert array_of(Path(name)) in {problem.array for problem in problems_of(log)}
-
-
-@pytest.mark.parametrize("name", ["", "commit"])
-def test_a_group_that_became_an_array_is_refused(log: Path, name: str) -> None:
-    shutil.copy(log / "steps" / "lr" / "zarr.json", log / name / "zarr.json")
-    with pytest.raises(DamagedError, match=r"damaged: |not a training log: "):
-        TrainingLog(log)

@@ -169,8 +169,12 @@ def test_any_bytes_are_parsed_or_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
 def test_a_lock_that_is_no_file_is_never_taken(tmp_path: Path, kind: str) -> None:
-    make = {"link": lambda path: path.symlink_to("nowhere"), "pipe": os.mkfifo, "folder": os.mkdir}[kind]
-    make(tmp_path / LOCK)
+    if kind == "link":
+        (tmp_path / LOCK).symlink_to("nowhere")
+    elif kind == "pipe":
+        os.mkfifo(tmp_path / LOCK)
+    else:
+        (tmp_path / LOCK).mkdir()
     store = open_store(tmp_path, writable=True)
     with pytest.raises(LmcleanerError):
         WriterLock.acquire(store)

@@ -4,9 +4,11 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import uuid
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,14 @@ def test_links_and_special_files_are_damage_and_never_opened(tmp_path: Path, key
     assert (outside / "file").read_bytes() == b"secret"
 
 
+def test_a_removed_log_leaves_no_empty_folders(tmp_path: Path) -> None:
+    store = open_store(tmp_path, writable=True)
+    store.write("a/b/c", [b"1"])
+    store.delete("a/b")
+    store.delete("")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_root_itself_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "log").symlink_to(tmp_path / "disk")
@@ -312,16 +322,48 @@ def test_a_damaged_zip_file_is_damage(tmp_path: Path) -> None:
         open_store(path)
 
 
-def test_a_bomb_in_a_zip_file_is_not_unpacked(tmp_path: Path) -> None:
+def test_a_bomb_in_a_zip_file_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmcleaner.formats.zip_files.OBJECT_BYTES", 999)
+    store = open_store(write_zip(tmp_path / "log.zip", compression=zipfile.ZIP_DEFLATED))
+    assert store.read("a/c/0", 0, 20) == b"0123456789" * 2
+    with pytest.raises(DamagedError, match="at most"):
+        store.read("a/c/0")
+
+
+def test_a_size_that_a_packed_object_cannot_have_is_damage(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "log.zip", compression=zipfile.ZIP_DEFLATED)
     data = bytearray(path.read_bytes())
     place = data.rindex((1000).to_bytes(4, "little"))
     data[place : place + 4] = (1 << 31).to_bytes(4, "little")
     path.write_bytes(data)
+    assert_unpacked_never(path)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_compression_that_cannot_be_unpacked_by_parts_is_damage(tmp_path: Path, compression: int) -> None:
+    assert_unpacked_never(write_zip(tmp_path / "log.zip", compression=compression))
+
+
+def assert_unpacked_never(path: Path) -> None:
     store = open_store(path)
-    assert store.read("a/c/0", 0, 20) == b"0123456789" * 2
-    with pytest.raises(DamagedError, match="at most"):
-        store.read("a/c/0")
+    assert dict(store.list("a")) == {"a/c/0": 0}
+    for use in (store.size, lambda key: store.read(key, 0, 20)):
+        with pytest.raises(DamagedError, match=r"a/c/0.*stored or deflated"):
+            use("a/c/0")
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_whatever_happens_to_a_zip_file_is_damage(tmp_path: Path, compression: int) -> None:
+    path = write_zip(tmp_path / "log.zip", compression=compression)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for byte in {0, 0xFF, whole[place] ^ 0x80} - {whole[place]}:
+            path.write_bytes(whole[:place] + bytes([byte]) + whole[place + 1 :])
+            with suppress(DamagedError):
+                store = open_store(path)
+                for key, _ in store.list():
+                    with suppress(DamagedError):
+                        store.read(key)
 
 
 def test_a_whole_file_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
@@ -331,6 +373,68 @@ def test_a_whole_file_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(DamagedError, match="at most"):
         store.read("large")
     assert store.read("large", 1 << 39, 3) == b"\0\0\0"
+    assert store.read("large", 1 << 65, 3) == b""
+
+
+@pytest.mark.parametrize("name", ["file", "file/log", "nowhere", "loop"])
+def test_a_log_whose_place_is_no_folder_is_not_begun(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to("gone")
+    (tmp_path / "loop").symlink_to("loop")
+    store = open_store(tmp_path / name, writable=True)
+    for change in (store.write, store.create):
+        with pytest.raises(UsageError, match=name) as caught:
+            change("zarr.json", [b"{}"])
+        assert caught.value.hint
+    assert not (tmp_path / "gone").exists()
+
+
+class NoCredentialsError(Exception):
+    """What a backend's package raises; nobody else has a name for it."""
+
+
+class Unreachable(zarr.storage.MemoryStore):
+    """A backend that always fails."""
+
+    error: Exception = NoCredentialsError("no key found")
+
+    async def get(self, key: str, *_: Any, **__: Any) -> Any:
+        raise self.error
+
+    async def set(self, key: str, *_: Any, **__: Any) -> None:
+        raise self.error
+
+    async def delete(self, key: str) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [NoCredentialsError("no key found"), PermissionError(13, "no key found")])
+def test_what_a_backend_reports_is_an_error_that_names_the_object(error: Exception) -> None:
+    backend = Unreachable()
+    backend.error = error
+    store = open_store(backend, writable=True)
+    for use in (store.read, store.size, store.exists, lambda key: store.write(key, []), store.delete):
+        with pytest.raises(ResourceError, match=r"a/b: .*no key found") as caught:
+            use("a/b")
+        assert caught.value.hint
+
+
+def test_a_programming_error_of_a_backend_is_not_hidden() -> None:
+    backend = Unreachable()
+    backend.error = TypeError("wrong")
+    with pytest.raises(TypeError, match="wrong"):
+        open_store(backend).read("a")
+
+
+def test_a_zip_store_of_zarrs_is_read_and_its_damage_found(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "log.zip")
+    with zarr.storage.ZipStore(path) as backend:
+        store = open_store(backend)
+        assert store.read("zarr.json") == b"{}"
+        assert dict(store.list("a")) == {"a/c/0": 1000}
+    path.write_bytes(path.read_bytes().replace(b"0123456789", b"0123456780", 1))
+    with zarr.storage.ZipStore(path) as backend, pytest.raises(DamagedError, match=r"a/c/0.*CRC"):
+        open_store(backend).read("a/c/0")
 
 
 class StoresLikeADict(RuleBasedStateMachine):
@@ -346,7 +450,7 @@ class StoresLikeADict(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path("/tmp") / f"store-{uuid.uuid4().hex}"  # removed by `teardown`
+        self.folder = Path(tempfile.mkdtemp())
         self.stores = [open_store(place, writable=True) for place in (self.folder, memory_url())]
         self.model: dict[str, bytes] = {}
 
@@ -398,8 +502,7 @@ class StoresLikeADict(RuleBasedStateMachine):
         for store in self.stores:
             store.sync()
             store.delete("")
-        if self.folder.exists():
-            self.folder.rmdir()
+        self.folder.rmdir()
 
 
 def _within(key: str, prefix: str) -> bool:
