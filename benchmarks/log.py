@@ -96,7 +96,9 @@ def show_overhead(console: Console, options: argparse.Namespace, folder: Path) -
     found: dict[str, list[dict[str, Any]]] = {}
     for turn in range(options.turns):
         for codec in ("plain", *CODECS):
-            measured = in_own_process(train, folder / f"{turn}-{codec}", options.shape, codec, options.steps, options.threads)
+            measured = in_own_process(
+                train, folder / f"{turn}-{codec}", options.shape, codec, options.steps, options.threads
+            )
             found.setdefault(codec, []).append(measured)
     plain = statistics.median(run["seconds"] for run in found["plain"])
     base = min(run["peak"] for run in found["plain"])
@@ -113,7 +115,11 @@ def show_overhead(console: Console, options: argparse.Namespace, folder: Path) -
 
 
 def walk(num_elements: int) -> Iterator[np.ndarray]:
-    """Bit patterns of parameters that move as AdamW moves them: each by about the learning rate."""
+    """Parameters that move as AdamW moves them: each by about the learning rate.
+
+    Yields:
+        Their bit patterns, step after step.
+    """
     generator = np.random.default_rng(0)
     values = (generator.standard_normal(num_elements, np.float32) * np.float32(0.02)).astype(np.float32)
     while True:
@@ -257,9 +263,13 @@ def show_sizes(console: Console, options: argparse.Namespace, folder: Path) -> N
         return
     command = [sys.executable, str(SHARED / "tools" / "tofu_slice.py"), str(data)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    table = Table(
-        "updates", "bytes per parameter and step", "checkpoints MB", "bookkeeping bytes a microbatch", "relative error, exact"
+    columns = (
+        "bytes per parameter and step",
+        "checkpoints MB",
+        "bookkeeping bytes a microbatch",
+        "relative error, exact",
     )
+    table = Table("updates", *columns)
     for codec in CODECS:
         table.add_row(codec, *_size_row(model, data, folder, codec))
     console.print(table)

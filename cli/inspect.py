@@ -1,5 +1,7 @@
 """`lmcleaner inspect`."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +16,7 @@ from lmcleaner.unlearning.options import DEFAULT_K, UnlearnOptions
 
 if TYPE_CHECKING:
     from lmcleaner.formats.reader import TrainingLog
+    from lmcleaner.inspection.verify import Verification
 
 
 def inspect(
@@ -22,8 +25,12 @@ def inspect(
     replay: Annotated[
         str | None, typer.Option(metavar="N|all", help="With --verify: replay the first N steps and compare the bits.")
     ] = None,
+    sizes: Annotated[bool, typer.Option("--sizes", help="Show what each array takes.")] = False,
     step: Annotated[int | None, typer.Option(metavar="T", help="Show one step.")] = None,
     find: Annotated[str | None, typer.Option(metavar="TEXT", help="List samples that hold a text.")] = None,
+    redacted: Annotated[
+        bool, typer.Option("--redacted", help="List redacted samples, and look whether they have left the disk.")
+    ] = False,
     forget: Annotated[str | None, typer.Option(help="A request, as for unlearn; with --plan.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="What the request would cost in each mode.")] = False,
     level: LevelOption = None,
@@ -37,16 +44,21 @@ def inspect(
 
     Example: `lmcleaner inspect my-log --forget forget.jsonl --plan`
     """
-    _check_combination(verify, replay, step, find, forget, plan)
+    _check_combination([verify, sizes, step is not None, find is not None, redacted, forget is not None])
+    _check_companions(verify, replay, forget, plan)
     from lmcleaner.formats.reader import TrainingLog
 
     opened = TrainingLog(log)
     if verify:
         _verify(opened, parse_K(replay) if replay is not None else 0, model, quiet=quiet, as_json=as_json)
+    elif sizes:
+        _show_sizes(opened, as_json=as_json)
     elif step is not None:
         _show_step(opened, step, as_json=as_json)
     elif find is not None:
         _find(opened, find, model, as_json=as_json)
+    elif redacted:
+        _list_redacted(opened, as_json=as_json)
     elif forget is not None:
         options = UnlearnOptions(forget=forget, output=None, dry_run=True, K=parse_K(K), level=level, model=model)
         _plan(opened, options, as_json=as_json)
@@ -54,11 +66,12 @@ def inspect(
         _summarize(opened, as_json=as_json)
 
 
-def _check_combination(
-    verify: bool, replay: str | None, step: int | None, find: str | None, forget: str | None, plan: bool
-) -> None:
-    if sum([verify, step is not None, find is not None, forget is not None]) > 1:
-        raise UsageError("choose one of --verify, --step, --find and --forget")
+def _check_combination(chosen: list[bool]) -> None:
+    if sum(chosen) > 1:
+        raise UsageError("choose one of --verify, --sizes, --step, --find, --redacted and --forget")
+
+
+def _check_companions(verify: bool, replay: str | None, forget: str | None, plan: bool) -> None:
     if plan != (forget is not None):
         raise UsageError("--forget and --plan belong together: expected both, found one of them")
     if replay is not None and not verify:
@@ -86,11 +99,27 @@ def _summarize(log: "TrainingLog", *, as_json: bool) -> None:
         "checkpoints": ", ".join(map(str, summary.checkpoint_steps)),
         "on disk": f"{sizes} (updates {summary.updates})",
         "root": summary.root,
+        "writer": summary.writer or "",
+        "since": ", ".join(f"{kind} on {time}" for kind, time in summary.history),
     }
     for name, value in lines.items():
-        print_text(f"{name:<12} {value}")
+        if value:
+            print_text(f"{name:<12} {value}")
     if summary.loss:
         print_text(f"{'loss':<12} {summary.loss[0]:.3f} {sparkline(summary.loss)} {summary.loss[-1]:.3f}")
+
+
+def _show_sizes(log: "TrainingLog", *, as_json: bool) -> None:
+    from lmcleaner.inspection.sizes import sizes_of
+
+    arrays = sizes_of(log)
+    if as_json:
+        print_json({"arrays": [asdict(array) for array in arrays]})
+        return
+    print_text(f"{'array':<30} {'files':>7} {'bytes':>10}  a parameter and step")
+    for array in arrays:
+        share = "" if array.bytes_per_element is None else f"{array.bytes_per_element:.3f}"
+        print_text(f"{array.name or 'manifest':<30} {array.num_files:>7} {human_bytes(array.num_bytes):>10}  {share}")
 
 
 def _show_step(log: "TrainingLog", step: int, *, as_json: bool) -> None:
@@ -146,6 +175,28 @@ def _find(log: "TrainingLog", text: str, model: str | None, *, as_json: bool) ->
     print_text(f"{len(matches)} of {len(log.table('samples/stop'))} samples hold {text!r}")
 
 
+def _list_redacted(log: "TrainingLog", *, as_json: bool) -> None:
+    from lmcleaner.inspection.redacted import find_redacted
+
+    found = find_redacted(log)
+    if as_json:
+        print_json(asdict(found) | {"is_gone": found.is_gone})
+    else:
+        for sample in found.samples:
+            print_text(sample.digest)
+            size = "removed with its steps" if sample.num_tokens is None else f"{sample.num_tokens} tokens"
+            audit = sample.audit_sha256 or "not told"
+            print_text(f"  {size}, {sample.num_occurrences} occurrences; redacted {sample.time}, audit {audit}")
+        print_text(f"{len(found.samples)} samples redacted")
+        if not found.is_gone:
+            print_text(
+                f"NOT GONE: {found.leftovers} files ({human_bytes(found.leftover_bytes)}) of the log as it was before "
+                "still lie there; repeat the unlearn --redact that was interrupted, which removes them"
+            )
+    if not found.is_gone:
+        raise typer.Exit(1)
+
+
 def _plan(log: "TrainingLog", options: UnlearnOptions, *, as_json: bool) -> None:
     from lmcleaner.unlearning.plan import make_plan
     from lmcleaner.unlearning.run import resolve_request
@@ -178,6 +229,26 @@ def _plan(log: "TrainingLog", options: UnlearnOptions, *, as_json: bool) -> None
     print_text("memory comes on top of one training step's activations")
 
 
+def _show_problems(found: "Verification") -> None:
+    counts = Counter(problem.kind for problem in found.problems)
+    kinds = "".join(f", {counts[kind]} {kind}" for kind in ("unreachable", "leftover") if counts[kind])
+    print_text(f"{found.num_parts} parts read, {counts['damaged']} damaged{kinds}")
+    for problem in found.problems:
+        where = problem.array if problem.step is None else f"{problem.array}, step {problem.step}"
+        if problem.kind != "unreachable":
+            print_text(f"  {problem.kind}: {where}: {problem.message}")
+    if counts["damaged"]:
+        left = found.usable
+        print_text(f"checkpoints that can be read: {', '.join(map(str, left.checkpoints)) or 'none'}")
+        print_text(f"parameters that can be read: before steps {_spelled(left.parameters)}")
+        windows = f"secant from any checkpoint, other modes within steps {_spelled(left.windows)}"
+        print_text(f"requests that are possible: {windows if left.requests else 'none'}")
+
+
+def _spelled(ranges: Sequence[tuple[int, int]]) -> str:
+    return ", ".join(f"{first}-{last}" if first < last else str(first) for first, last in ranges) or "none"
+
+
 def _verify(log: "TrainingLog", replay_steps: int | None, model: str | None, *, quiet: bool, as_json: bool) -> None:
     """Verifies; `replay_steps` is 0 for no replay and None for all steps."""
     from lmcleaner.inspection.verify import verify
@@ -188,9 +259,7 @@ def _verify(log: "TrainingLog", replay_steps: int | None, model: str | None, *, 
     if as_json:
         print_json(asdict(found) | {"is_sound": found.is_sound})
     else:
-        print_text(f"{found.num_parts} parts read, {len(found.problems)} damaged")
-        for problem in found.problems:
-            print_text(f"  {problem.array}, step {problem.step}: {problem.message}")
+        _show_problems(found)
         if found.replay is not None:
             print_text(f"replay: {found.replay.num_exact} of {found.replay.num_steps} steps bit for bit")
             for difference in found.replay.unrestorable:

@@ -1,4 +1,4 @@
-"""Entry point: the four commands, and every error with its exit code."""
+"""Entry point: the commands, and every error with its exit code."""
 
 import functools
 import sys
@@ -12,6 +12,7 @@ import typer
 from lmcleaner.cli.audit import audit
 from lmcleaner.cli.console import print_error
 from lmcleaner.cli.inspect import inspect
+from lmcleaner.cli.prune import prune
 from lmcleaner.cli.record import record
 from lmcleaner.cli.unlearn import unlearn
 from lmcleaner.formats.errors import LmcleanerError, ResourceError
@@ -91,7 +92,7 @@ def _quieten_libraries() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 
-for _command in (record, inspect, unlearn, audit):
+for _command in (record, inspect, unlearn, audit, prune):
     app.command()(_with_exit_codes(_command))
 
 

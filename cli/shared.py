@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-DEFAULT_LOG = Path("lmcleaner-log")
+DEFAULT_LOG = "lmcleaner-log"
 
 
 def load_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -43,7 +43,9 @@ def _flag(option: str) -> str:
     return option.lstrip("-").replace("_", "-").lower()
 
 
-Log = Annotated[Path, typer.Argument(envvar="LMCLEANER_LOG", help="Folder of the training log.", show_default=True)]
+Log = Annotated[
+    str, typer.Argument(envvar="LMCLEANER_LOG", help="Folder, zip file or URL of the training log.", show_default=True)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document to stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but errors.")]
 Config = Annotated[

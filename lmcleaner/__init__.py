@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AuditOptions",
     "AuditReport",
+    "Codec",
     "DamagedError",
     "Denominator",
     "DivergedError",
@@ -71,7 +72,6 @@ __all__ = [
     "TrainingLog",
     "UnlearnOptions",
     "UnlearnResult",
-    "Codec",
     "UsageError",
     "Verification",
     "VersionError",
@@ -97,8 +97,7 @@ _HOMES = {
     "lmcleaner.unlearning.options": ("Thresholds", "UnlearnOptions"),
     "lmcleaner.unlearning.run": ("UnlearnResult", "unlearn"),
     "lmcleaner.choices": (
-        "Denominator", "HessianMode", "Level", "ModelDtype", "OptimizerName", "Propagation",
-        "Scheduler", "Codec",
+        "Codec", "Denominator", "HessianMode", "Level", "ModelDtype", "OptimizerName", "Propagation", "Scheduler",
     ),
     "lmcleaner.formats.errors": (
         "DamagedError", "DivergedError", "ExistsError", "InsufficientLogError", "LmcleanerError", "MismatchError",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from lmcleaner.formats.lock import holder
 from lmcleaner.formats.reader import TrainingLog
 
 
@@ -27,6 +28,10 @@ class Summary:
         num_occurrences: rows over all microbatches.
         checkpoint_steps: steps with a checkpoint.
         updates: how θ after each step is stored.
+        kept_updates: [first, stop) of each range of steps whose updates the log holds.
+        gradients: how the gradients are stored.
+        history: kind and time of what was done to the log since.
+        writer: who writes the log now, or None.
         loss: loss of each step, nats.
         seconds: wall time of all steps.
         bytes_on_disk: by part.
@@ -48,6 +53,10 @@ class Summary:
     num_occurrences: int
     checkpoint_steps: tuple[int, ...]
     updates: str
+    kept_updates: tuple[tuple[int, int], ...]
+    gradients: str
+    history: tuple[tuple[str, str], ...]
+    writer: str | None
     loss: tuple[float, ...]
     seconds: float
     bytes_on_disk: dict[str, int]
@@ -84,7 +93,16 @@ def summarize(log: TrainingLog) -> Summary:
         num_occurrences=len(log.table("occurrences/sample")),
         checkpoint_steps=log.checkpoint_steps,
         updates=manifest.updates,
+        kept_updates=log.commit.updates,
+        gradients=manifest.gradients,
+        history=tuple((change.kind, change.time) for change in log.commit.history),
+        writer=_writer(log),
         loss=tuple(float(loss) for loss in log.table("steps/loss")),
         seconds=float(log.table("steps/seconds").sum()),
         bytes_on_disk=log.bytes_on_disk(),
     )
+
+
+def _writer(log: TrainingLog) -> str | None:
+    found = holder(log.store)
+    return None if found is None else str(found)

@@ -16,6 +16,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from lmcleaner.cli.main import app
+from lmcleaner.formats.arrays import group_metadata
 from lmcleaner.formats.reader import TrainingLog
 from tiny_runs import TinyRun, rows, write_base_model, write_rows
 
@@ -129,17 +130,16 @@ def _bent_log(run: TinyRun, folder: Path) -> Path:
 
 
 def _cut_off(run: TinyRun, folder: Path) -> Path:
-    """A log whose last step lost its update."""
+    """A log that lost its updates."""
     log = _bent_log(run, folder)
-    shutil.rmtree(log / "updates" / "c" / "9")
+    shutil.rmtree(log / "generation-0" / "updates" / "c")
     return log
 
 
 def _of_later_version(run: TinyRun, folder: Path) -> Path:
     log = _bent_log(run, folder)
-    manifest = json.loads((log / "zarr.json").read_text())
-    manifest["attributes"]["version"] = 9
-    (log / "zarr.json").write_text(json.dumps(manifest))
+    manifest = json.loads((log / "zarr.json").read_text())["attributes"]
+    (log / "zarr.json").write_bytes(group_metadata(manifest | {"version": 9}))
     return log
 
 
@@ -166,15 +166,17 @@ ERRORS: dict[str, tuple[list[str], int, str]] = {
     "a step outside the log in a request": (
         ["unlearn", "{log}", "--forget", "steps:10", "--output", "{tmp}/o"], 10, "expected 0 to 9, found 10",
     ),
-    "a log whose last step was cut off": (
+    "a log that lost its updates": (
         ["unlearn", "{cut}", "--forget", "forget", "--output", "{tmp}/o", "--hessian-mode", "secant"],
         12,
-        "damaged: .*updates, step 9",
+        r"damaged: .*updates, step \d",
     ),
     "a log of a later version": (["inspect", "{later}"], 13, "unknown version of a training log: .*found 9"),
     "a log that exists": (
         ["record", "{log}", "--model", "{base}", "--data", "{data}", "--output", "{tmp}/o"], 11, "log exists already",
     ),
+    "neither a model nor data": (["record", "{tmp}/l", "--output", "{tmp}/o"], 2, "missing: --model and --data"),
+    "nothing to resume": (["record", "{log}", "--resume", "--output", "{tmp}/o"], 11, "nothing to resume: "),
     "data that isn't there": (
         ["record", "{tmp}/l", "--model", "{base}", "--data", "{tmp}/no.jsonl", "--output", "{tmp}/o"],
         10,
@@ -236,6 +238,24 @@ def test_a_value_that_is_not_finite_has_its_own_code(base_model: Path, tmp_path:
     assert not (tmp_path / "o").exists()
 
 
+def test_resuming_takes_model_data_and_options_from_the_log(base_model: Path, tmp_path: Path) -> None:
+    data, log, output = write_rows(tmp_path / "train.jsonl", rows(12)), tmp_path / "log", tmp_path / "trained"
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"output": str(output), "lr": 0.001}))
+    options = ("--model", base_model, "--data", data, "--batch-size", 4, "--epochs", 400, "--lr", 0.001)
+    command = ["record", str(log), *map(str, options), "--output", str(output), "--checkpoint-every", "100"]
+    _interrupt(command, lambda: _committed_steps(log) >= 16)
+    refused = _run("record", log, "--resume", "--config", config, "--lr", 0.002)
+    assert refused.exit_code == 2
+    assert "error: --lr: the log was recorded with 0.001, found 0.002" in refused.stderr
+    resumed = _run("record", log, "--resume", "--config", config, "--json")
+    assert resumed.exit_code == 0, resumed.output
+    assert _json(resumed)["num_steps"] == 1200
+    again = _run("record", log, "--resume", "--output", tmp_path / "again")
+    assert again.exit_code == 11
+    assert "nothing to resume" in again.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("wait", ["recording", "unlearning"])
 def test_ctrl_c_leaves_nothing_half_written(wait: str, base_model: Path, tmp_path: Path) -> None:
@@ -246,14 +266,18 @@ def test_ctrl_c_leaves_nothing_half_written(wait: str, base_model: Path, tmp_pat
     epochs = "5000" if wait == "recording" else "10"
     record = ["record", str(log), *options, "--output", str(tmp_path / "trained"), "--epochs", epochs]
     if wait == "recording":
-        _interrupt(record, lambda: (log / "updates" / "c" / "40").exists())
+        _interrupt(record, lambda: _committed_steps(log) >= 40)
         assert not (tmp_path / "trained").exists()
-        assert TrainingLog(log).num_steps >= 40
+        assert not (log / "lock.json").exists()
         assert _run("inspect", log, "--verify").exit_code == 0
         return
     assert _run(*record).exit_code == 0
     _interrupt(["unlearn", str(log), "--forget", "forget", "--output", str(output), "--oracle"], lambda: True)
     assert {file.name for file in tmp_path.iterdir()} == {"train.jsonl", "forget.jsonl", "log", "trained"}
+
+
+def _committed_steps(log: Path) -> int:
+    return TrainingLog(log).num_steps if (log / "commit" / "zarr.json").exists() else 0
 
 
 def _let_ctrl_c_through() -> None:
