@@ -102,6 +102,11 @@ def human_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def spelled(ranges: Sequence[tuple[int, int]]) -> str:
+    """Ranges of steps for people; each is [first, stop)."""
+    return ", ".join(f"{a}-{b - 1}" if b - a > 1 else str(a) for a, b in ranges) or "none"
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None

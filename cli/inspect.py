@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lmcleaner.choices import HessianMode
-from lmcleaner.cli.console import Reporter, human_bytes, print_json, print_text, sparkline
+from lmcleaner.cli.console import Reporter, human_bytes, print_json, print_text, sparkline, spelled
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Model, Quiet, parse_K
 from lmcleaner.cli.unlearn import KOption, LevelOption
 from lmcleaner.formats.errors import UsageError
@@ -16,6 +16,7 @@ from lmcleaner.unlearning.options import DEFAULT_K, UnlearnOptions
 
 if TYPE_CHECKING:
     from lmcleaner.formats.reader import TrainingLog
+    from lmcleaner.inspection.summary import Summary
     from lmcleaner.inspection.verify import Verification
 
 
@@ -100,6 +101,7 @@ def _summarize(log: "TrainingLog", *, as_json: bool) -> None:
         "on disk": f"{sizes} (updates {summary.updates})",
         "root": summary.root,
         "writer": summary.writer or "",
+        "kept": _kept(summary),
         "since": ", ".join(f"{kind} on {time}" for kind, time in summary.history),
     }
     for name, value in lines.items():
@@ -109,17 +111,39 @@ def _summarize(log: "TrainingLog", *, as_json: bool) -> None:
         print_text(f"{'loss':<12} {summary.loss[0]:.3f} {sparkline(summary.loss)} {summary.loss[-1]:.3f}")
 
 
+def _kept(summary: "Summary") -> str:
+    """Which updates and gradients pruning has left; "" where all are there."""
+    stacks = {
+        "updates": (summary.updates, summary.kept_updates),
+        "gradients": (summary.gradients, summary.kept_gradients),
+    }
+    everything = ((0, summary.num_steps),)
+    parts = [
+        f"{name} of steps {spelled(kept)}"
+        for name, (codec, kept) in stacks.items()
+        if codec != "none" and summary.num_steps and kept != everything
+    ]
+    return ", ".join(parts)
+
+
 def _show_sizes(log: "TrainingLog", *, as_json: bool) -> None:
     from lmcleaner.inspection.sizes import sizes_of
 
-    arrays = sizes_of(log)
+    sizes = sizes_of(log)
     if as_json:
-        print_json({"arrays": [asdict(array) for array in arrays]})
+        print_json(asdict(sizes))
         return
-    print_text(f"{'array':<30} {'files':>7} {'bytes':>10}  a parameter and step")
-    for array in arrays:
-        share = "" if array.bytes_per_element is None else f"{array.bytes_per_element:.3f}"
-        print_text(f"{array.name or 'manifest':<30} {array.num_files:>7} {human_bytes(array.num_bytes):>10}  {share}")
+    print_text(f"{'part':<30} {'files':>7} {'bytes':>10}")
+    for part in sizes.parts:
+        share = "" if part.bytes_per_unit is None else f"  {part.bytes_per_unit:,.3f} B a {part.unit}"
+        print_text(f"{part.name:<30} {part.num_files:>7} {human_bytes(part.num_bytes):>10}{share}")
+    print_text()
+    print_text(f"{'array':<30} {'files':>7} {'bytes':>10}")
+    for array in sizes.arrays:
+        share = "" if array.bytes_per_element is None else f"  {array.bytes_per_element:.3f} B a parameter and step"
+        print_text(f"{array.name or 'manifest':<30} {array.num_files:>7} {human_bytes(array.num_bytes):>10}{share}")
+    for leftover in sizes.leftovers:
+        print_text(f"leftover: {leftover.key} ({human_bytes(leftover.num_bytes)})")
 
 
 def _show_step(log: "TrainingLog", step: int, *, as_json: bool) -> None:
@@ -246,7 +270,8 @@ def _show_problems(found: "Verification") -> None:
 
 
 def _spelled(ranges: Sequence[tuple[int, int]]) -> str:
-    return ", ".join(f"{first}-{last}" if first < last else str(first) for first, last in ranges) or "none"
+    """Ranges that hold their last step, for people."""
+    return spelled([(first, last + 1) for first, last in ranges])
 
 
 def _verify(log: "TrainingLog", replay_steps: int | None, model: str | None, *, quiet: bool, as_json: bool) -> None:

@@ -1,13 +1,18 @@
 """`lmcleaner prune`."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmcleaner.cli.console import human_bytes, print_json, print_text
+from lmcleaner.cli.console import human_bytes, print_json, print_text, spelled
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Quiet
 from lmcleaner.formats.errors import UsageError
+
+if TYPE_CHECKING:
+    from lmcleaner.formats.pruning import PruningPlan
+    from lmcleaner.inspection.retention import Outlook
 
 
 def prune(
@@ -31,35 +36,53 @@ def prune(
     from lmcleaner.formats.pruning import Pruning, plan_pruning
     from lmcleaner.formats.pruning import prune as run
     from lmcleaner.formats.reader import TrainingLog
+    from lmcleaner.inspection.retention import outlook
 
     opened = TrainingLog(log)
-    pruning = Pruning(
-        keep_checkpoints_every=keep_checkpoints_every,
-        drop_updates=_parse_ranges(drop_updates, opened.num_steps),
-        drop_gradients=drop_gradients,
-    )
+    asked = _parse_ranges(drop_updates, opened.num_steps)
+    pruning = Pruning(keep_checkpoints_every=keep_checkpoints_every, drop_updates=asked, drop_gradients=drop_gradients)
     plan = run(log, pruning) if apply else plan_pruning(opened, pruning)
+    means = outlook(opened, plan)
     if as_json:
-        print_json(asdict(plan) | {"applied": apply})
+        print_json(asdict(plan) | {"requests": asdict(means), "applied": apply})
         return
-    freed = ", ".join(f"{part} {human_bytes(size)}" for part, size in plan.freed_bytes.items()) or "nothing"
-    print_text(f"{'freed' if apply else 'would free'}: {freed}")
-    print_text(f"checkpoints that stay: {', '.join(map(str, plan.checkpoints))}")
-    print_text(f"updates that stay: {_spelled(plan.updates)}")
-    print_text(f"gradients that stay: {_spelled(plan.gradients)}")
-    print_text(f"every request stays possible, with up to {plan.longest_lead_in} steps before its first occurrence")
-    if plan.updates != ((0, opened.num_steps),):
-        print_text("GGN and exact replay θ where its updates are gone: one more gradient a step")
-        print_text("a window ends at a checkpoint, which may be later than its K steps")
+    for line in (*_plan_lines(plan, asked, applied=apply), *_request_lines(means)):
+        print_text(line)
     if not apply:
         print_text("nothing was changed; --apply does it")
+
+
+def _plan_lines(plan: "PruningPlan", asked: Sequence[tuple[int, int]], *, applied: bool) -> Iterator[str]:
+    freed = ", ".join(f"{part} {human_bytes(size)}" for part, size in plan.freed_bytes.items()) or "nothing"
+    yield f"{'freed' if applied else 'would free'}: {freed}"
+    if asked:
+        yield (
+            f"updates that go: {spelled(plan.dropped_updates)}; asked for {spelled(asked)}, and only whole "
+            f"objects go, of up to {plan.steps_per_object} step{'s' if plan.steps_per_object != 1 else ''}"
+        )
+    yield f"checkpoints that stay: {', '.join(map(str, plan.checkpoints))}"
+    yield f"updates that stay: {spelled(plan.updates)}"
+    yield f"gradients that stay: {spelled(plan.gradients)}"
+
+
+def _request_lines(means: "Outlook") -> Iterator[str]:
+    yield "requests: " + ", ".join(f"{mode} {outcome}" for mode, outcome in means.modes.items())
+    for lead_in in means.lead_ins:
+        yield (
+            f"  first occurrence in steps {lead_in.first}-{lead_in.last}: starts from checkpoint {lead_in.checkpoint}, "
+            f"up to {lead_in.more_steps} more lead-in steps"
+        )
+    if means.replayed:
+        yield f"  GGN and exact replay θ before steps {spelled(means.replayed)}: one more gradient a step"
+    if means.later_end_steps:
+        yield f"  a window with a K below all ends up to {means.later_end_steps} steps later, where θ can be read"
 
 
 def _parse_ranges(text: str | None, num_steps: int) -> tuple[tuple[int, int], ...]:
     if text is None:
         return ()
     if text == "all":
-        return ((0, num_steps),)
+        return ((0, num_steps),) if num_steps else ()
     try:
         edges = [tuple(int(edge) for edge in part.split("-")) for part in text.split(",")]
     except ValueError:
@@ -67,7 +90,3 @@ def _parse_ranges(text: str | None, num_steps: int) -> tuple[tuple[int, int], ..
     if any(len(edge) not in {1, 2} for edge in edges):
         raise UsageError(f"--drop-updates: expected all, or steps like 0-99,200, found {text!r}")
     return tuple((edge[0], edge[-1] + 1) for edge in edges)
-
-
-def _spelled(ranges: tuple[tuple[int, int], ...]) -> str:
-    return ", ".join(f"{first}-{stop - 1}" for first, stop in ranges) or "none"

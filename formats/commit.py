@@ -7,9 +7,8 @@ from typing import Literal, Self
 from lmcleaner.formats.canonical import json_digest
 from lmcleaner.formats.documents import Json, problem_of
 from lmcleaner.formats.layout import COMMIT, damaged
+from lmcleaner.formats.ranges import Ranges
 from lmcleaner.formats.tables import TableCommit
-
-Ranges = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

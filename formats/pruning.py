@@ -5,18 +5,19 @@ log that counts what isn't there.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import pairwise
+from itertools import groupby
+from pathlib import Path
 
-from lmcleaner.formats.commit import Change, Commit, Ranges
-from lmcleaner.formats.errors import InsufficientLogError, UsageError
+from lmcleaner.formats.commit import Change, Commit
+from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.generations import clean, open_to_rewrite
-from lmcleaner.formats.layout import UPDATES
+from lmcleaner.formats.layout import LOCK, UPDATES
+from lmcleaner.formats.ranges import Ranges, ranges_of, steps_in
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.store import Store
-from lmcleaner.formats.writer import write_commit, write_metadata
+from lmcleaner.formats.writer import write_commit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,15 +56,17 @@ class PruningPlan:
         checkpoints: steps whose checkpoints stay.
         updates: [first, stop) of each range of steps whose updates stay.
         gradients: likewise of the gradients.
-        freed_bytes: by part of the log.
-        longest_lead_in: steps that a request may have to go through before its first occurrence, at most.
+        dropped_updates: [first, stop) of each range of steps whose updates go; what was asked for, rounded inward.
+        steps_per_object: steps whose updates share an object, which goes as a whole or stays.
+        freed_bytes: by part of the log; "leftovers" are objects that nothing counts, such as a killed writer leaves.
     """
 
     checkpoints: tuple[int, ...]
     updates: Ranges
     gradients: Ranges
+    dropped_updates: Ranges
+    steps_per_object: int
     freed_bytes: dict[str, int]
-    longest_lead_in: int
 
 
 def plan_pruning(log: TrainingLog, pruning: Pruning) -> PruningPlan:
@@ -77,27 +80,21 @@ def plan_pruning(log: TrainingLog, pruning: Pruning) -> PruningPlan:
         The plan.
 
     Raises:
-        InsufficientLogError: the run was interrupted, and would go on from what goes.
+        UsageError: the run was interrupted, and would go on from what goes.
     """
     commit = _pruned(log, pruning)
-    kept = set(log.tree.objects(commit))
-    freed: Counter[str] = Counter()
-    prefix = log.tree.path("") + "/"
-    for key, size in log.store.list():
-        if key in kept or not key.startswith(prefix):
-            continue
-        freed[key.removeprefix(prefix).split("/")[0].removesuffix("_scales")] += size
-    edges = sorted(commit.checkpoints)
+    before, after = (set(log.tree.rows_of(UPDATES, record)) for record in (log.commit, commit))
     return PruningPlan(
-        checkpoints=tuple(edges),
+        checkpoints=tuple(sorted(commit.checkpoints)),
         updates=commit.updates,
         gradients=commit.gradients,
-        freed_bytes=dict(freed),
-        longest_lead_in=max((b - a for a, b in pairwise(edges)), default=1) - 1,
+        dropped_updates=ranges_of(sorted(before - after)),
+        steps_per_object=_steps_per_object(log),
+        freed_bytes=_freed_bytes(log, commit),
     )
 
 
-def prune(location: Store | str, pruning: Pruning) -> PruningPlan:
+def prune(location: Store | Path | str, pruning: Pruning) -> PruningPlan:
     """Removes what a pruning names, and what a killed writer left.
 
     Args:
@@ -108,76 +105,70 @@ def prune(location: Store | str, pruning: Pruning) -> PruningPlan:
         What was left.
 
     Raises:
-        UsageError: the place can't be written.
+        UsageError: the place can't be written, or the run was interrupted and would go on from what goes.
         NotFoundError: no log lies there.
         ExistsError: somebody writes the log.
-        InsufficientLogError: the run was interrupted, and would go on from what goes.
     """
     with open_to_rewrite(location) as log:
         plan, commit = plan_pruning(log, pruning), _pruned(log, pruning)
-        change = Change(
-            kind="pruning",
-            time=datetime.now(UTC).isoformat(timespec="seconds"),
-            root_before=log.root,
-            details={
-                "checkpoints": sorted(set(log.commit.checkpoints) - set(commit.checkpoints)),
-                "updates": [list(kept) for kept in commit.updates],
-                "gradients": [list(kept) for kept in commit.gradients],
-            },
-        )
         if commit != log.commit:
-            commit = replace(commit, history=(*commit.history, change))
-            write_metadata(log.store, log.tree, commit, dict(log.tree.metadata(log.commit)))
-            write_commit(log.store, commit, log.manifest_digest)
+            write_commit(log.store, replace(commit, history=(*commit.history, _change(log, plan))), log.manifest_digest)
         clean(TrainingLog(log.store))
         return plan
+
+
+def _change(log: TrainingLog, plan: PruningPlan) -> Change:
+    """The entry of the log's history: what went."""
+    return Change(
+        kind="pruning",
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        root_before=log.root,
+        details={
+            "checkpoints": sorted(set(log.commit.checkpoints) - set(plan.checkpoints)),
+            "updates": [list(dropped) for dropped in plan.dropped_updates],
+            "gradients": [list(dropped) for dropped in log.commit.gradients] if not plan.gradients else [],
+        },
+    )
 
 
 def _pruned(log: TrainingLog, pruning: Pruning) -> Commit:
     """The commit record that counts what stays."""
     if not log.commit.finished:
-        raise InsufficientLogError(
+        raise UsageError(
             f"the run was interrupted, and would go on from what goes: {log.location}",
             hint="`lmcleaner record LOG --resume` brings it to its end",
         )
-    every = pruning.keep_checkpoints_every or 1
-    ends = {0, max(log.commit.checkpoints)}
-    updates = _without(log, log.commit.updates, pruning.drop_updates)
-    stays = {step + 1 for first, stop in updates for step in range(first, stop)}
+    every, last = pruning.keep_checkpoints_every or 1, max(log.commit.checkpoints)
+    updates = _without(log, pruning.drop_updates, last)
+    stays = {step + 1 for step in steps_in(updates)}
     return replace(
         log.commit,
-        checkpoints={s: c for s, c in log.commit.checkpoints.items() if s in ends or s % every == 0},
+        checkpoints={s: c for s, c in log.commit.checkpoints.items() if s in {0, last} or s % every == 0},
         updates=updates,
         gradients=() if pruning.drop_gradients else log.commit.gradients,
         corrections=tuple(step for step in log.commit.corrections if step in stays),
     )
 
 
-def _without(log: TrainingLog, kept: Ranges, dropped: Sequence[tuple[int, int]]) -> Ranges:
-    """The ranges that are left; of objects that hold several steps, only whole ones go."""
-    if UPDATES not in log.tree.stacks:
-        return kept
-    rows = log.tree.stack(UPDATES)[0].shard_rows
-    left = {step for first, stop in kept for step in range(first, stop)}
-    for first, stop in dropped:
-        whole = log.num_steps if stop >= log.num_steps else stop // rows * rows
-        left -= set(range(-(-first // rows) * rows, whole))
-    return ranges_of(sorted(left))
+def _without(log: TrainingLog, dropped: Ranges, last_checkpoint: int) -> Ranges:
+    """The updates that are left: an object goes where all steps that it still holds are dropped.
 
-
-def ranges_of(steps: Iterable[int]) -> Ranges:
-    """[first, stop) of each run of neighbours.
-
-    Args:
-        steps: ascending.
-
-    Returns:
-        The ranges.
+    Updates behind the last checkpoint stay, since the run's last parameters may be known from nothing else.
     """
-    found: list[tuple[int, int]] = []
-    for step in steps:
-        if found and found[-1][1] == step:
-            found[-1] = (found[-1][0], step + 1)
-        else:
-            found.append((step, step + 1))
-    return tuple(found)
+    goes = {step for first, stop in dropped for step in range(first, min(stop, last_checkpoint))}
+    objects = groupby(log.tree.rows_of(UPDATES, log.commit), lambda step: step // _steps_per_object(log))
+    rows = [tuple(steps) for _, steps in objects]
+    return ranges_of(step for steps in rows if not goes.issuperset(steps) for step in steps)
+
+
+def _steps_per_object(log: TrainingLog) -> int:
+    return log.tree.stack(UPDATES)[0].shard_rows if UPDATES in log.tree.stacks else 1
+
+
+def _freed_bytes(log: TrainingLog, commit: Commit) -> dict[str, int]:
+    kept, counted = {LOCK, *log.tree.objects(commit)}, set(log.tree.objects(log.commit))
+    freed: Counter[str] = Counter()
+    for key, size in log.store.list():
+        if key not in kept:
+            freed[log.tree.part(key) if key in counted else "leftovers"] += size
+    return dict(freed)

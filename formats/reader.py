@@ -16,8 +16,9 @@ from lmcleaner.formats.commit import Commit
 from lmcleaner.formats.consistency import problem_of_commit, problem_of_table
 from lmcleaner.formats.documents import metadata_key, read_attributes
 from lmcleaner.formats.errors import InsufficientLogError, NotFoundError
-from lmcleaner.formats.layout import CHECKPOINTS, COMMIT, CORRECTIONS, GRADIENTS, UPDATES, checkpoint_name, damaged
+from lmcleaner.formats.layout import COMMIT, GRADIENTS, checkpoint_name, damaged
 from lmcleaner.formats.manifest import Manifest
+from lmcleaner.formats.ranges import readable_steps, steps_in
 from lmcleaner.formats.reconstruction import Reconstruction
 from lmcleaner.formats.rows import RowReader
 from lmcleaner.formats.samples import Sample
@@ -26,7 +27,7 @@ from lmcleaner.formats.states import assemble, read_array
 from lmcleaner.formats.steps import Checkpoint, StepRecord
 from lmcleaner.formats.store import Store, open_store
 from lmcleaner.formats.tables import read_table
-from lmcleaner.formats.tree import Tree
+from lmcleaner.formats.tree import PARTS, Tree
 from lmcleaner.formats.window import Selection, WindowStep, stream
 
 Value = TypeVar("Value")
@@ -90,6 +91,11 @@ class TrainingLog:
     def has_updates(self) -> bool:
         """Whether θ after every step can be read."""
         return self.missing_update(0, self.num_steps) is None
+
+    @cached_property
+    def readable_steps(self) -> frozenset[int]:
+        """Steps before which θ can be read: at a checkpoint, and wherever the updates lead from there."""
+        return readable_steps(self.commit.checkpoints, steps_in(self.commit.updates))
 
     @cached_property
     def sample_rows(self) -> dict[bytes, int]:
@@ -342,11 +348,9 @@ class TrainingLog:
 
     def bytes_on_disk(self) -> dict[str, int]:
         """Bytes of the log's files by part: samples, bookkeeping, updates, gradients, checkpoints."""
-        parts = dict.fromkeys(("samples", "bookkeeping", UPDATES, GRADIENTS, CHECKPOINTS), 0)
-        prefix = self.tree.path("") + "/"
+        parts = dict.fromkeys(PARTS, 0)
         for key, size in self.store.list():
-            top = key.removeprefix(prefix).split("/")[0].removesuffix("_scales").replace(CORRECTIONS, UPDATES)
-            parts[top if top in parts else "bookkeeping"] += size
+            parts[self.tree.part(key)] += size
         return parts
 
     def _attributes(self, group: str) -> dict[str, Any]:

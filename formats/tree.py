@@ -11,7 +11,9 @@ from lmcleaner.formats.codecs import CODECS
 from lmcleaner.formats.commit import CheckpointCommit, Commit
 from lmcleaner.formats.documents import metadata_key
 from lmcleaner.formats.layout import (
+    CHECKPOINTS,
     COMMIT,
+    CORRECTIONS,
     GRADIENTS,
     GROUPS,
     TABLES,
@@ -23,8 +25,11 @@ from lmcleaner.formats.layout import (
     vector_layout,
 )
 from lmcleaner.formats.manifest import Manifest
+from lmcleaner.formats.ranges import steps_in
 from lmcleaner.formats.tables import chunk_keys
 from lmcleaner.formats.vectors import Grid
+
+PARTS = ("samples", "bookkeeping", UPDATES, GRADIENTS, CHECKPOINTS)
 
 
 class Tree:
@@ -58,6 +63,11 @@ class Tree:
     def path(self, name: str) -> str:
         """Where a group or an array of the generation lies in the store."""
         return f"{generation_name(self.generation)}/{name}" if name else generation_name(self.generation)
+
+    def part(self, key: str) -> str:
+        """Which of `PARTS` an object of the log belongs to; corrections belong to the updates."""
+        top = key.removeprefix(self.path("") + "/").split("/")[0].removesuffix("_scales").replace(CORRECTIONS, UPDATES)
+        return top if top in PARTS else "bookkeeping"
 
     def stack(self, name: str) -> list[Grid]:
         """The arrays of the updates or the gradients, one for each column of their codec."""
@@ -142,8 +152,7 @@ class Tree:
 
     def rows_of(self, stack: str, commit: Commit) -> list[int]:
         """The steps whose rows the stack holds."""
-        kept = commit.gradients if stack == GRADIENTS else commit.updates
-        return [step for first, stop in kept for step in range(first, min(stop, commit.steps))]
+        return steps_in(commit.gradients if stack == GRADIENTS else commit.updates)
 
     def _vectors(self, commit: Commit) -> Iterator[Grid]:
         """Every array of every checkpoint, and every correction.

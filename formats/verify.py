@@ -1,7 +1,7 @@
 """Reads a whole log once and lists what is damaged; changes nothing."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +9,7 @@ from lmcleaner.formats.chunks import ChunkError
 from lmcleaner.formats.documents import DOCUMENT_BYTES
 from lmcleaner.formats.errors import DamagedError
 from lmcleaner.formats.layout import GRADIENTS, LOCK, TABLES, UPDATES, checkpoint_name, num_spans
+from lmcleaner.formats.ranges import Ranges, ranges_of, readable_steps
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.reconstruction import Reconstruction
 from lmcleaner.formats.stacks import StackReader
@@ -204,14 +205,10 @@ def usable(log: TrainingLog, problems: Sequence[Problem]) -> Usable:
     broken = {problem.step for problem in bad if problem.array.startswith("checkpoints/")}
     checkpoints = tuple(step for step in log.checkpoint_steps if step not in broken)
     if any(name.startswith("steps/") for name in tables):
-        return Usable(checkpoints=checkpoints, parameters=_ranges(checkpoints), requests=False, windows=())
+        return Usable(checkpoints=checkpoints, parameters=_inclusive(checkpoints), requests=False, windows=())
     lost = {problem.step for problem in bad if problem.array == UPDATES}
     rows = set(log.tree.rows_of(UPDATES, log.commit)) - lost
-    reached = set(checkpoints)
-    for step in sorted(rows):
-        if step in reached:
-            reached.add(step + 1)
-    ranges = _ranges(sorted(reached))
+    ranges = _inclusive(readable_steps(checkpoints, sorted(rows)))
     return Usable(
         checkpoints=checkpoints,
         parameters=ranges,
@@ -220,8 +217,6 @@ def usable(log: TrainingLog, problems: Sequence[Problem]) -> Usable:
     )
 
 
-def _ranges(steps: Sequence[int]) -> tuple[tuple[int, int], ...]:
+def _inclusive(steps: Iterable[int]) -> Ranges:
     """First and last of each run of neighbours."""
-    firsts = [step for n, step in enumerate(steps) if n == 0 or steps[n - 1] != step - 1]
-    lasts = [step for n, step in enumerate(steps, 1) if n == len(steps) or steps[n] != step + 1]
-    return tuple(zip(firsts, lasts, strict=True))
+    return tuple((first, stop - 1) for first, stop in ranges_of(sorted(steps)))

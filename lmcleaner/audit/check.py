@@ -16,6 +16,7 @@ from lmcleaner.audit.statements import (
     handled_problem,
     stated_model,
     stated_request,
+    stated_steps,
     unequal,
     verdict_problem,
     windows_problem,
@@ -33,6 +34,7 @@ from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.vectors import torch_dtype
 from lmcleaner.unlearning.combine import distance
 from lmcleaner.unlearning.request import ForgetSet, occurrences_in
+from lmcleaner.unlearning.windows import windows_in
 
 # Norms are summed in float64 in one order; they may differ in the last digits between machines.
 _NORM_TOLERANCE = 1e-6
@@ -147,13 +149,7 @@ def _request_checks(document: Document, log: TrainingLog) -> dict[str, str | Non
         "coverage": unequal("samples, occurrences and steps", stated, found)
         or unequal("steps", list(forget_set.steps), used)
         or handled_problem(document, forget_set.num_occurrences),
-        "windows": windows_problem(
-            document,
-            used,
-            num_steps=log.num_steps,
-            checkpoint_steps=log.checkpoint_steps,
-            ends_anywhere=log.has_updates,
-        ),
+        "windows": windows_problem(document, windows_in(log, used, stated_steps(document))),
     }
 
 

@@ -12,6 +12,7 @@ from lmcleaner.audit.statements import (
     handled_problem,
     stated_model,
     stated_request,
+    stated_steps,
     unequal,
     verdict_problem,
     windows_problem,
@@ -23,6 +24,7 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.training.numerics import replay_device
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.unlearning.request import occurrences_in
+from lmcleaner.unlearning.windows import find_windows
 
 _GONE = "the trained model of that time is no longer in the log"
 _OTHERS = "the log no longer holds that run, since another request was redacted from it"
@@ -103,9 +105,11 @@ def _check_own(document: Document, own: Change, log: TrainingLog, later: Sequenc
         or unequal("samples, occurrences and steps", counts, counted)
         or handled_problem(document, details["occurrences"])
     )
-    found.checks["windows"] = windows_problem(
-        document, details["steps"], num_steps=details["num_steps"], checkpoint_steps=(0,), ends_anywhere=True
+    num_steps, K = details["num_steps"], stated_steps(document)  # noqa: N806 -- the paper's name
+    windows = find_windows(
+        details["steps"], K=K, num_steps=num_steps, checkpoint_steps=(0,), known_steps=range(num_steps)
     )
+    found.checks["windows"] = windows_problem(document, windows)
     found.checks["redaction"] = _content_problem(document, own, log, later)
 
 

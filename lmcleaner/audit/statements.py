@@ -12,7 +12,7 @@ from lmcleaner.training.fingerprint import model_fingerprint
 from lmcleaner.training.models import load_model
 from lmcleaner.training.vectors import torch_dtype
 from lmcleaner.unlearning.request import ForgetSet
-from lmcleaner.unlearning.windows import find_windows
+from lmcleaner.unlearning.windows import Window
 
 
 def unequal(what: str, stated: object, found: object) -> str | None:
@@ -46,18 +46,14 @@ def handled_problem(document: Document, num_occurrences: int) -> str | None:
     return unequal("occurrences handled by the windows", handled, num_occurrences)
 
 
-def windows_problem(
-    document: Document, steps: Sequence[int], *, num_steps: int, checkpoint_steps: Sequence[int], ends_anywhere: bool
-) -> str | None:
-    """Whether the windows are those of the request; see `find_windows`."""
+def stated_steps(document: Document) -> int | None:
+    """K, the steps to carry after the last occurrence; None carries to the end of the run."""
     K = document["config"].get("K")  # noqa: N806 -- the paper's name
-    windows = find_windows(
-        steps,
-        K=None if K == "all" else K,
-        num_steps=num_steps,
-        checkpoint_steps=checkpoint_steps,
-        ends_anywhere=ends_anywhere,
-    )
+    return None if K == "all" else K
+
+
+def windows_problem(document: Document, windows: Sequence[Window]) -> str | None:
+    """Whether the stated windows are those of the request."""
     stated = [(window["tz"], window["tau"], window["K_used"]) for window in document["windows"]]
     return unequal("windows (tz, tau, K_used)", stated, [(w.first, w.end, w.K_used) for w in windows])
 

@@ -30,6 +30,7 @@ class Summary:
         updates: how θ after each step is stored.
         kept_updates: [first, stop) of each range of steps whose updates the log holds.
         gradients: how the gradients are stored.
+        kept_gradients: likewise of the gradients.
         history: kind and time of what was done to the log since.
         writer: who writes the log now, or None.
         loss: loss of each step, nats.
@@ -55,6 +56,7 @@ class Summary:
     updates: str
     kept_updates: tuple[tuple[int, int], ...]
     gradients: str
+    kept_gradients: tuple[tuple[int, int], ...]
     history: tuple[tuple[str, str], ...]
     writer: str | None
     loss: tuple[float, ...]
@@ -95,6 +97,7 @@ def summarize(log: TrainingLog) -> Summary:
         updates=manifest.updates,
         kept_updates=log.commit.updates,
         gradients=manifest.gradients,
+        kept_gradients=log.commit.gradients,
         history=tuple((change.kind, change.time) for change in log.commit.history),
         writer=_writer(log),
         loss=tuple(float(loss) for loss in log.table("steps/loss")),

@@ -7,8 +7,9 @@ import numpy as np
 
 from lmcleaner.choices import HessianMode
 from lmcleaner.formats.bits import BIT_DTYPES
+from lmcleaner.formats.layout import UPDATES
 from lmcleaner.formats.reader import TrainingLog
-from lmcleaner.unlearning.windows import Window
+from lmcleaner.unlearning.windows import Window, replayed_steps
 
 # Time of one carried step as a multiple of a training step; measured on a Llama of 260,000 parameters, one thread.
 _STEP_COST = {HessianMode.SECANT: 1.05, HessianMode.GGN: 2.2, HessianMode.EXACT: 3.0}
@@ -24,6 +25,8 @@ class Plan:
         steps: steps to go through, lead-ins included.
         gradients: gradients to compute, the measurements' included.
         products: curvature products.
+        replayed: gradients among them that find θ again where the log no longer has it.
+        updates: codec of the updates that θ is read from.
         bytes_to_read: bytes on disk of checkpoints and updates.
         seconds: expected, from the logged step times.
         parameter_memory_bytes: peak of what has the size of the parameters; a training step's activations come on top.
@@ -33,6 +36,8 @@ class Plan:
     steps: int
     gradients: int
     products: int
+    replayed: int
+    updates: str
     bytes_to_read: int
     seconds: float
     parameter_memory_bytes: int
@@ -52,7 +57,8 @@ def make_plan(log: TrainingLog, windows: Sequence[Window], mode: HessianMode) ->
     lead_in = sum(window.num_lead_in for window in windows)
     carried = sum(window.num_carried for window in windows)
     is_linearized = mode is not HessianMode.SECANT
-    replayed = carried + lead_in if is_linearized and not log.has_updates else 0
+    readable = log.readable_steps
+    replayed = sum(replayed_steps(window, log.checkpoint_steps, readable) for window in windows) if is_linearized else 0
     marks = sum(min(NUM_MARKS, window.num_carried) for window in windows) if is_linearized else 0
     seconds = float(np.median(log.table("steps/seconds"))) if log.num_steps else 0.0
     step_costs = _STEP_COST[HessianMode.SECANT] * (lead_in + replayed + marks) + _STEP_COST[mode] * carried
@@ -61,24 +67,32 @@ def make_plan(log: TrainingLog, windows: Sequence[Window], mode: HessianMode) ->
         steps=lead_in + carried,
         gradients=lead_in + carried + replayed + marks,
         products=carried if is_linearized else 0,
-        bytes_to_read=_bytes_to_read(log, windows),
+        replayed=replayed,
+        updates=log.manifest.updates,
+        bytes_to_read=_bytes_to_read(log, windows, readable),
         seconds=seconds * step_costs,
-        parameter_memory_bytes=_parameter_memory(log, mode),
+        parameter_memory_bytes=_parameter_memory(log, mode, is_replayed=replayed > 0),
     )
 
 
-def _bytes_to_read(log: TrainingLog, windows: Sequence[Window]) -> int:
-    sizes = log.bytes_on_disk()
-    per_step = sizes["updates"] / max(1, log.num_steps)
+def _bytes_to_read(log: TrainingLog, windows: Sequence[Window], readable: frozenset[int]) -> int:
+    """Checkpoints that windows start from and the last one, those at which θ is known again, and updates between."""
+    sizes, kept = log.bytes_on_disk(), frozenset(log.tree.rows_of(UPDATES, log.commit))
+    per_step = sizes[UPDATES] / max(1, len(kept))
     per_checkpoint = sizes["checkpoints"] / len(log.checkpoint_steps)
-    steps = sum(window.end - window.start for window in windows) if log.has_updates else 0
-    return int(per_step * steps + per_checkpoint * (len(windows) + 1))
+    steps = [step for window in windows for step in range(window.start, window.end)]
+    num_updates = sum(step in kept and step in readable for step in steps)
+    num_checkpoints = len(windows) + 1 + sum(step not in kept and step + 1 in log.commit.checkpoints for step in steps)
+    return int(per_step * num_updates + per_checkpoint * num_checkpoints)
 
 
-def _parameter_memory(log: TrainingLog, mode: HessianMode) -> int:
-    """θ, θ′, the gradient and θ′'s optimizer state; δ as well where a product needs it."""
+def _parameter_memory(log: TrainingLog, mode: HessianMode, *, is_replayed: bool) -> int:
+    """θ, θ′, the gradient and θ′'s optimizer state; δ where a product needs it.
+
+    Where the run's θ is replayed, that θ and its optimizer's state as well, beside the θ that was read last.
+    """
     first_state = log.manifest.optimizer.groups[0]
     is_adam = log.manifest.optimizer.name in {"Adam", "AdamW"}
     state_vectors = 2 if is_adam else int(first_state.get("momentum", 0) > 0)
-    vectors = 3 + state_vectors + int(mode is not HessianMode.SECANT)
+    vectors = 3 + state_vectors + int(mode is not HessianMode.SECANT) + (1 + state_vectors) * is_replayed
     return vectors * log.manifest.num_elements * BIT_DTYPES[log.manifest.model.dtype].itemsize

@@ -31,7 +31,7 @@ from lmcleaner.unlearning.remaining import find_remaining
 from lmcleaner.unlearning.request import ForgetSet
 from lmcleaner.unlearning.sweep import sweep_window
 from lmcleaner.unlearning.verdict import reasons_against, unmet_assumptions
-from lmcleaner.unlearning.windows import Window, find_windows
+from lmcleaner.unlearning.windows import Window, windows_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +108,7 @@ def resolve_request(
         UsageError: the request can't be read, or names everything.
         MismatchError: the tokenizer is another one than the run's.
     """
-    if not log.has_updates and log.num_steps not in log.checkpoint_steps:
+    if log.num_steps not in log.readable_steps:
         raise InsufficientLogError(
             f"the run was interrupted, and the log holds no updates: {log.location}: expected a checkpoint of step "
             f"{log.num_steps}, found {list(log.checkpoint_steps)}",
@@ -118,14 +118,7 @@ def resolve_request(
     forget_set = find_remaining(
         log, options.forget, options.level, lambda: load_tokenizer(source), progress or Silent()
     )
-    windows = find_windows(
-        forget_set.steps,
-        K=options.K,
-        num_steps=log.num_steps,
-        checkpoint_steps=log.checkpoint_steps,
-        ends_anywhere=log.has_updates,
-    )
-    return forget_set, windows
+    return forget_set, windows_in(log, forget_set.steps, options.K)
 
 
 def _unlearned(

@@ -22,45 +22,54 @@ class Trajectory(ABC):
 
 
 class ReadTrajectory(Trajectory):
-    """θ from the recorded updates: known everywhere, one parameter vector in memory."""
+    """θ from checkpoints and recorded updates: known wherever they lead, one parameter vector in memory."""
 
     def __init__(self, log: TrainingLog, replay: ReplayModel, start: int) -> None:
         """Begins at the checkpoint of step `start`."""
-        self._device = replay.device
+        self._log, self._device = log, replay.device
         dtype, cpu = torch_dtype(log.manifest.model.dtype), torch.device("cpu")
         self._parameters = tensors_of(log.checkpoint_parameters(start), dtype, log.manifest.parameters, cpu)
-        self._reconstruction = Reconstruction(log, start, parts=[bits_in(parameter) for parameter in self._parameters])
+        self._parts = [bits_in(parameter) for parameter in self._parameters]
+        self._reconstruction = Reconstruction(log, start, parts=self._parts)
 
-    def move_to(self, step: int) -> list[Tensor]:
-        """θ[step]; applies the updates in between."""
+    def move_to(self, step: int) -> list[Tensor] | None:
+        """θ[step] if the log has it; applies the updates in between."""
+        if self._log.missing_update(self._reconstruction.step, step) is not None:
+            start = self._log.nearest_checkpoint(step)
+            if self._log.missing_update(start, step) is not None:
+                return None
+            self._begin_anew(start)
         self._reconstruction.advance_to(step)
         return [parameter.to(self._device) for parameter in self._parameters]
 
-
-class CheckpointTrajectory(Trajectory):
-    """θ at checkpoints only: enough where nothing is linearized."""
-
-    def __init__(self, log: TrainingLog, replay: ReplayModel) -> None:
-        """Reads nothing yet."""
-        self._log, self._replay = log, replay
-
-    def move_to(self, step: int) -> list[Tensor] | None:
-        """θ[step] if there is a checkpoint of that step."""
-        if step not in self._log.checkpoint_steps:
-            return None
-        return self._replay.load(self._log.checkpoint_parameters(step))
+    def _begin_anew(self, start: int) -> None:
+        """Goes to a checkpoint, in the memory that is there."""
+        bits, position = self._log.checkpoint_parameters(start), 0
+        for part in self._parts:
+            part[:] = bits[position : position + len(part)]
+            position += len(part)
+        self._reconstruction = Reconstruction(self._log, start, parts=self._parts)
 
 
 class ReplayedTrajectory(Trajectory):
-    """θ by replaying the run from a checkpoint: known everywhere, one more gradient a step."""
+    """θ read where the log has it, and replayed where it hasn't: known everywhere, one more gradient a step there."""
 
     def __init__(self, log: TrainingLog, replay: ReplayModel, start: int) -> None:
         """Begins at the checkpoint of step `start`."""
-        self._log, self._replay, self._step = log, replay, start
-        self._state = TrainingState(log.manifest, log.checkpoint(start), replay.device)
+        self._log, self._replay = log, replay
+        self._read = ReadTrajectory(log, replay, start)
+        self._state: TrainingState | None = None
+        self._step = start
 
     def move_to(self, step: int) -> list[Tensor]:
-        """θ[step]; replays the steps in between."""
+        """θ[step]; replays the steps in between that can't be read."""
+        read = self._read.move_to(step)
+        if read is not None:
+            self._state = None
+            return read
+        if self._state is None:
+            self._step = self._log.nearest_checkpoint(step)
+            self._state = TrainingState(self._log.manifest, self._log.checkpoint(self._step), self._replay.device)
         assert step >= self._step
         for between in range(self._step, step):
             record = self._log.step(between)
@@ -81,8 +90,5 @@ def open_trajectory(log: TrainingLog, replay: ReplayModel, start: int, mode: Hes
     Returns:
         A trajectory at θ[start].
     """
-    if log.has_updates:
-        return ReadTrajectory(log, replay, start)
-    if mode is HessianMode.SECANT:
-        return CheckpointTrajectory(log, replay)
-    return ReplayedTrajectory(log, replay, start)
+    is_needed_everywhere = mode is not HessianMode.SECANT
+    return (ReplayedTrajectory if is_needed_everywhere else ReadTrajectory)(log, replay, start)

@@ -1,7 +1,10 @@
 """The steps through which a deviation is carried."""
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from lmcleaner.formats.reader import TrainingLog
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +55,7 @@ def find_windows(
     K: int | None,  # noqa: N803 -- the paper's name
     num_steps: int,
     checkpoint_steps: Sequence[int],
-    ends_anywhere: bool,
+    known_steps: Iterable[int],
 ) -> tuple[Window, ...]:
     """The windows of a request; those that would touch are one.
 
@@ -61,15 +64,16 @@ def find_windows(
         K: steps to carry after the last occurrence; None carries to the end of the run.
         num_steps: τ.
         checkpoint_steps: steps with a checkpoint, ascending; 0 is one.
-        ends_anywhere: whether θ is known after every step; else an end is moved on to the next checkpoint.
+        known_steps: steps before which θ is known besides; an end is moved on to the next of them, or of the
+            checkpoints.
 
     Returns:
         Windows in order; they share no occurrence.
     """
+    ends = sorted({*checkpoint_steps, *known_steps, num_steps})
 
     def end_of(step: int) -> int:
-        end = num_steps if K is None else min(num_steps, step + 1 + K)
-        return end if ends_anywhere else next(c for c in (*checkpoint_steps, num_steps) if c >= end)
+        return ends[bisect_left(ends, num_steps if K is None else min(num_steps, step + 1 + K))]
 
     spans: list[tuple[int, int, int]] = []  # first, last, end
     for step in occurrence_steps:
@@ -81,3 +85,44 @@ def find_windows(
         Window(start=max(c for c in checkpoint_steps if c <= first), first=first, last=last, end=end)
         for first, last, end in spans
     )
+
+
+def windows_in(log: TrainingLog, occurrence_steps: Sequence[int], K: int | None) -> tuple[Window, ...]:  # noqa: N803
+    """The windows of a request to a log, which may hold the updates of some steps only; see `find_windows`.
+
+    Args:
+        log: the training log.
+        occurrence_steps: steps that hold a forgotten row, ascending.
+        K: steps to carry after the last occurrence; None carries to the end of the run.
+
+    Returns:
+        Windows in order, each of which ends where θ can be read.
+    """
+    return find_windows(
+        occurrence_steps,
+        K=K,
+        num_steps=log.num_steps,
+        checkpoint_steps=log.checkpoint_steps,
+        known_steps=log.readable_steps,
+    )
+
+
+def replayed_steps(window: Window, checkpoint_steps: Sequence[int], readable: frozenset[int]) -> int:
+    """Steps to replay so that θ is known before every carried step of a window, and at its end.
+
+    Args:
+        window: the window.
+        checkpoint_steps: steps with a checkpoint, ascending; 0 is one.
+        readable: steps before which θ can be read.
+
+    Returns:
+        The number of steps; a replay starts at a checkpoint, ends where θ can be read again.
+    """
+    count, at = 0, None
+    for step in range(window.first, window.end + 1):
+        if step in readable:
+            at = None
+            continue
+        at = at if at is not None else checkpoint_steps[bisect_left(checkpoint_steps, step) - 1]
+        count, at = count + step - at, step
+    return count

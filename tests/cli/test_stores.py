@@ -1,16 +1,19 @@
-"""A log behind a URL or in a zip file, and the commands that show and lower what a log takes."""
+"""A log behind a URL or in a zip file, and the command that shows what a log takes."""
 
 import json
 import shutil
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from lmcleaner import HessianMode, TrainingLog, UnlearnOptions, audit_model, record, summarize, unlearn, verify
 from lmcleaner.cli.main import app
+from lmcleaner.formats.pruning import Pruning, prune
 from lmcleaner.formats.store import open_store
 from tiny_runs import TinyRun, parameters_in, same_bits
 
@@ -53,7 +56,7 @@ def test_a_log_elsewhere_is_read_like_one_in_a_folder(
     place = request.getfixturevalue(kind)
     assert _json("inspect", place)["root"] == adamw_run.open().root
     assert _json("inspect", place, "--verify")["is_sound"]
-    outputs = {}
+    outputs: dict[str, Path] = {}
     for log in (str(adamw_run.log), place):
         outputs[log] = tmp_path / f"out-{len(outputs)}"
         made = _run("unlearn", log, "--forget", "forget", "--output", outputs[log], "--K", "all")
@@ -75,66 +78,47 @@ def test_a_log_in_a_zip_file_is_not_written(archive: str) -> None:
 
 def test_a_run_is_recorded_behind_a_url(adamw_run: TinyRun, tmp_path: Path) -> None:
     place = f"memory://{uuid.uuid4().hex}/log"
-    recorded = _run(
-        "record",
-        place,
-        "--model",
-        adamw_run.base,
-        "--data",
-        adamw_run.data,
-        "--output",
-        tmp_path / "model",
-        "--epochs",
-        1,
-    )
+    options = ("--model", adamw_run.base, "--data", adamw_run.data, "--output", tmp_path / "model", "--epochs", 1)
+    recorded = _run("record", place, *options)
     assert recorded.exit_code == 0, recorded.output
     assert _json("inspect", place, "--verify")["is_sound"]
     assert not list(tmp_path.glob("memory*"))
 
 
-def test_sizes_add_up_to_what_the_log_takes(adamw_run: TinyRun) -> None:
-    arrays = _json("inspect", adamw_run.log, "--sizes")["arrays"]
-    files = [file for file in adamw_run.log.rglob("*") if file.is_file()]
-    assert sum(array["num_bytes"] for array in arrays) == sum(file.stat().st_size for file in files)
-    assert sum(array["num_files"] for array in arrays) == len(files)
-    updates = next(array for array in arrays if array["name"] == "updates")
+def test_the_functions_take_a_url_as_well(adamw_run: TinyRun, tmp_path: Path) -> None:
+    place = f"memory://{uuid.uuid4().hex}/log"
+    record(place, replace(adamw_run.options, output=tmp_path / "trained"))
+    log = TrainingLog(place)
+    assert summarize(log).log == place
+    assert log.parameters_digest(log.num_steps) == adamw_run.open().parameters_digest(log.num_steps)
+    assert verify(log, replay_steps=2).is_sound
+    options = UnlearnOptions(forget="forget", output=tmp_path / "out", K=None, hessian_mode=HessianMode.SECANT)
+    result = unlearn(place, options)
+    assert result.is_good
+    assert result.document is not None
+    assert result.document["config"]["log"] == place
+    assert audit_model(tmp_path / "out", place).passed
+    prune(place, Pruning(drop_updates=((0, 10),), keep_checkpoints_every=100))
+    assert TrainingLog(place).checkpoint_steps == (0, 10)
+    assert verify(TrainingLog(place)).problems == []
+
+
+def test_sizes_add_up_to_what_the_log_takes(adamw_run: TinyRun, tmp_path: Path) -> None:
+    log = Path(shutil.copytree(adamw_run.log, tmp_path / "log"))
+    (log / "generation-0" / "updates" / "left.tmp").write_bytes(b"half")
+    sizes = _json("inspect", log, "--sizes")
+    files = [file for file in log.rglob("*") if file.is_file()]
+    for grouping in ("parts", "arrays"):
+        assert sum(entry["num_bytes"] for entry in sizes[grouping]) == sum(file.stat().st_size for file in files)
+        assert sum(entry["num_files"] for entry in sizes[grouping]) == len(files)
+    updates = next(array for array in sizes["arrays"] if array["name"] == "updates")
     assert 0 < updates["bytes_per_element"] < 4
-    shown = _run("inspect", adamw_run.log, "--sizes").stdout
-    assert all(array["name"] in shown for array in arrays)
-
-
-def test_prune_shows_its_plan_and_does_it_only_when_told(adamw_run: TinyRun, tmp_path: Path) -> None:
-    log = shutil.copytree(adamw_run.log, tmp_path / "log")
-    root = adamw_run.open().root
-    arguments = ("prune", log, "--drop-updates", "all", "--keep-checkpoints-every", 8)
-    shown = _run(*arguments)
-    assert shown.exit_code == 0, shown.output
-    assert "nothing was changed" in shown.stdout
-    assert _json("inspect", log)["root"] == root
-    done = _json(*arguments, "--apply")
-    assert done["applied"]
-    assert done["updates"] == []
-    assert done["freed_bytes"]["updates"] > 0
-    summary = _json("inspect", log, "--verify")
-    assert summary["is_sound"]
-    history = _json("inspect", log)["history"]
-    assert [kind for kind, _ in history] == ["pruning"]
-
-
-@pytest.mark.parametrize("mode", ["secant", "ggn"])
-def test_a_pruned_log_gives_the_same_model(adamw_run: TinyRun, tmp_path: Path, mode: str) -> None:
-    log = shutil.copytree(adamw_run.log, tmp_path / "log")
-    assert _run("prune", log, "--drop-updates", "all", "--apply").exit_code == 0
-    outputs = [tmp_path / "before", tmp_path / "after"]
-    for place, output in zip((adamw_run.log, log), outputs, strict=True):
-        arguments = ("--forget", "forget", "--output", output, "--K", "all", "--hessian-mode", mode)
-        assert _run("unlearn", place, *arguments).exit_code in {0, 1}
-    before, after = (parameters_in(output) for output in outputs)
-    assert same_bits(before, after)
-
-
-@pytest.mark.parametrize("text", ["5-", "a", "1-2-3", "9-5"])
-def test_nonsense_to_drop_is_refused(adamw_run: TinyRun, text: str) -> None:
-    refused = _run("prune", adamw_run.log, "--drop-updates", text)
-    assert refused.exit_code == 2
-    assert "--drop-updates: expected" in refused.stderr
+    parts = {part["name"]: part for part in sizes["parts"]}
+    assert parts["checkpoints"]["bytes_per_unit"] == parts["checkpoints"]["num_bytes"] / 4
+    assert parts["bookkeeping"]["unit"] == "microbatch"
+    assert parts["updates"]["bytes_per_unit"] == pytest.approx(updates["bytes_per_element"], rel=0.01)
+    assert parts["gradients"]["bytes_per_unit"] is None
+    assert sizes["leftovers"] == [{"key": "generation-0/updates/left.tmp", "num_bytes": 4}]
+    shown = _run("inspect", log, "--sizes").stdout
+    assert all(array["name"] in shown for array in sizes["arrays"])
+    assert "leftover: generation-0/updates/left.tmp (4 B)" in shown

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +16,8 @@ import pytest
 
 from lmcleaner.formats.errors import ExistsError, InsufficientLogError, UsageError
 from lmcleaner.formats.lock import WriterLock
-from lmcleaner.formats.pruning import Pruning, plan_pruning, prune, ranges_of
+from lmcleaner.formats.pruning import Pruning, plan_pruning, prune
+from lmcleaner.formats.ranges import ranges_of
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.store import open_store
 from lmcleaner.formats.verify import find_problems
@@ -52,7 +58,9 @@ def test_a_plan_changes_nothing_and_tells_what_happens(path: Path) -> None:
     planned = plan_pruning(TrainingLog(path), pruning)
     assert size_of(path) == before
     assert planned.checkpoints == (0, 12, 24, 36, 40)
-    assert (planned.updates, planned.gradients, planned.longest_lead_in) == ((), (), 11)
+    assert (planned.updates, planned.gradients) == ((), ())
+    assert (planned.dropped_updates, planned.steps_per_object) == (((0, NUM_STEPS),), 16)
+    assert planned.freed_bytes.keys() == {"checkpoints", "updates", "gradients"}
     done = prune(str(path), pruning)
     assert done == planned
     # The commit record shrinks and gains a line of history; all else that is gone was announced.
@@ -86,6 +94,111 @@ def test_dropped_updates_are_gone_and_the_others_stay(path: Path) -> None:
     assert np.array_equal(log.parameters(21), before.checkpoint_parameters(21))
 
 
+@pytest.mark.parametrize("every", [None, 5, 100])
+@pytest.mark.parametrize("dropped", [((0, 16),), ((16, 32),), ((32, 40),), ((0, 7), (7, 20), (30, 33))])
+def test_what_can_still_be_read_is_what_it_was(
+    every: int | None, dropped: tuple[tuple[int, int], ...], path: Path
+) -> None:
+    before = TrainingLog(path)
+    expected = [before.reconstruction(step).tobytes() for step in range(NUM_STEPS + 1)]
+    prune(str(path), Pruning(keep_checkpoints_every=every, drop_updates=dropped))
+    log = TrainingLog(path)
+    assert not any(find_problems(log))
+    is_there = [log.missing_update(log.nearest_checkpoint(step), step) is None for step in range(NUM_STEPS + 1)]
+    assert is_there[0]
+    assert is_there[NUM_STEPS]
+    assert not all(is_there) or every is None
+    for step, found in enumerate(is_there):
+        if found:
+            assert log.reconstruction(step).tobytes() == expected[step]
+
+
+@pytest.mark.parametrize(
+    ("asked", "goes"),
+    [
+        (((5, 32),), ((16, 32),)),
+        (((5, 12),), ()),
+        (((0, 7), (7, 16)), ((0, 16),)),  # an object goes whoever named its steps
+        (((30, 40),), ((32, 40),)),  # the last object holds eight steps
+        (((32, 10**9),), ((32, 40),)),
+    ],
+)
+def test_only_whole_objects_go(
+    asked: tuple[tuple[int, int], ...], goes: tuple[tuple[int, int], ...], path: Path
+) -> None:
+    planned = plan_pruning(TrainingLog(path), Pruning(drop_updates=asked))
+    assert planned.dropped_updates == goes
+    assert ("updates" in planned.freed_bytes) == bool(goes)
+
+
+def test_the_last_parameters_stay_readable_without_a_checkpoint(
+    make_run: MakeRun, write_run: WriteRun, tmp_path: Path
+) -> None:
+    run = make_run(NUM_STEPS)
+    run = replace(run, checkpoints={step: kept for step, kept in run.checkpoints.items() if step < 35})
+    path = write_run(tmp_path / "log", run)
+    prune(path, Pruning(drop_updates=((0, NUM_STEPS),), keep_checkpoints_every=100))
+    log = TrainingLog(path)
+    assert (log.checkpoint_steps, log.commit.updates) == ((0, 33), ((32, 40),))
+    assert np.array_equal(log.parameters(NUM_STEPS), run.parameters[NUM_STEPS])
+
+
+def test_nothing_empty_is_left(path: Path) -> None:
+    prune(path, Pruning(keep_checkpoints_every=12, drop_updates=((0, NUM_STEPS),), drop_gradients=True))
+    assert [folder for folder in path.rglob("*") if folder.is_dir() and not any(folder.iterdir())] == []
+
+
+def test_a_pruned_log_does_not_go_on(path: Path) -> None:
+    prune(path, Pruning(drop_updates=((0, NUM_STEPS),)))
+    with pytest.raises(InsufficientLogError, match=r"can't go on: .* pruning on"):
+        LogWriter.resume(path)
+    assert not any(find_problems(TrainingLog(path)))
+
+
+PRUNE = """
+import os, signal, sys
+from pathlib import Path
+from lmcleaner.formats.local_files import LocalFiles
+from lmcleaner.formats.pruning import Pruning, prune
+
+log, moment = sys.argv[1:]
+
+class Mortal(LocalFiles):
+    deleted = 0
+
+    def write(self, key, parts):
+        if moment == "before the record" and key.startswith("commit/"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().write(key, parts)
+        if moment == "after the record" and key.startswith("commit/"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def delete(self, prefix):
+        self.deleted += 1
+        if moment == "while deleting" and self.deleted == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().delete(prefix)
+
+prune(Mortal(Path(log), writable=True), Pruning(keep_checkpoints_every=12, drop_updates=((0, 40),)))
+"""
+
+
+@pytest.mark.parametrize("moment", ["before the record", "after the record", "while deleting"])
+def test_a_killed_pruning_leaves_leftovers_and_no_damage(moment: str, path: Path) -> None:
+    before = TrainingLog(path)
+    command = [sys.executable, "-c", PRUNE, str(path), moment]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    log, is_pruned = TrainingLog(path), moment != "before the record"
+    assert (log.root != before.root) == is_pruned
+    problems = [problem for problem in find_problems(log) if problem is not None]
+    assert {problem.kind for problem in problems} == ({"leftover"} if is_pruned else set())
+    assert plan_pruning(log, Pruning()).freed_bytes.keys() == ({"leftovers"} if is_pruned else set())
+    prune(path, Pruning())
+    assert not any(find_problems(TrainingLog(path)))
+    assert (len(TrainingLog(path).checkpoint_steps) == 5) == is_pruned
+
+
 def test_dropped_gradients_are_gone(path: Path) -> None:
     prune(str(path), Pruning(drop_gradients=True))
     log = TrainingLog(path)
@@ -114,7 +227,7 @@ def test_pruning_removes_what_a_killed_writer_left(path: Path) -> None:
 def test_an_interrupted_run_is_not_pruned(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(3)
     LogWriter.create(tmp_path / "log", run.manifest, run.checkpoints[0]).close()
-    with pytest.raises(InsufficientLogError, match=r"would go on from what goes") as error:
+    with pytest.raises(UsageError, match="would go on from what goes") as error:
         prune(str(tmp_path / "log"), Pruning())
     assert "--resume" in str(error.value.hint)
 

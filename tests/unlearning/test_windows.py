@@ -15,7 +15,8 @@ CHECKPOINTS = (0, 10, 20, 30)
 
 def spans(*occurrences: int, K: int | None, ends_anywhere: bool = True) -> list[tuple[int, int, int, int]]:  # noqa: N803
     """Start, first, last, end of each window in a run of 30 steps with a checkpoint before every tenth."""
-    windows = find_windows(occurrences, K=K, num_steps=30, checkpoint_steps=CHECKPOINTS, ends_anywhere=ends_anywhere)
+    known = range(30) if ends_anywhere else ()
+    windows = find_windows(occurrences, K=K, num_steps=30, checkpoint_steps=CHECKPOINTS, known_steps=known)
     return [(window.start, window.first, window.last, window.end) for window in windows]
 
 
@@ -74,7 +75,7 @@ def test_windows_that_touch_only_after_rounding_up_are_one() -> None:
 
 
 def test_a_run_without_a_last_checkpoint_ends_at_its_last_step() -> None:
-    windows = find_windows([25], K=2, num_steps=30, checkpoint_steps=[0, 10], ends_anywhere=False)
+    windows = find_windows([25], K=2, num_steps=30, checkpoint_steps=[0, 10], known_steps=())
     assert windows == (Window(start=10, first=25, last=25, end=30),)
 
 
@@ -109,7 +110,7 @@ class Request:
             K=self.K,
             num_steps=self.num_steps,
             checkpoint_steps=self.checkpoints,
-            ends_anywhere=self.ends_anywhere,
+            known_steps=range(self.num_steps) if self.ends_anywhere else (),
         )
 
     def is_known(self, step: int) -> bool:
