@@ -7,18 +7,13 @@ from pathlib import Path
 
 from lmcleaner.formats.bits import Bits
 from lmcleaner.formats.commit import Change, Commit
-from lmcleaner.formats.lock import WriterLock
+from lmcleaner.formats.generation import FLUSH_STEPS, GenerationWriter
+from lmcleaner.formats.places import lock_log, remove_uncommitted
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.steps import Checkpoint, StepRecord
-from lmcleaner.formats.store import Store, open_store
+from lmcleaner.formats.store import Store
 from lmcleaner.formats.tree import Tree
-from lmcleaner.formats.writer import (
-    FLUSH_STEPS,
-    GenerationWriter,
-    remove_uncommitted,
-    write_commit,
-    write_metadata,
-)
+from lmcleaner.formats.writer import write_commit, write_metadata
 
 
 class NextGeneration:
@@ -80,9 +75,8 @@ def open_to_rewrite(location: Store | Path | str) -> Iterator[TrainingLog]:
         NotFoundError: no log lies there.
         ExistsError: somebody writes the log.
     """
-    store = open_store(location, writable=True)
-    TrainingLog(store)  # before the lock, which would be the first file where no log is
-    with WriterLock.acquire(store):
+    store, lock = lock_log(location)
+    with lock:
         yield TrainingLog(store)
 
 

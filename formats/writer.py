@@ -1,146 +1,25 @@
 """Writes a training log: data first, the commit record last."""
 
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-
 from lmcleaner.formats.arrays import group_metadata
 from lmcleaner.formats.bits import Bits
-from lmcleaner.formats.canonical import array_digest
-from lmcleaner.formats.codecs import CODECS
-from lmcleaner.formats.commit import Change, CheckpointCommit, Commit
+from lmcleaner.formats.commit import Commit
 from lmcleaner.formats.documents import DOCUMENT_BYTES, metadata_key
-from lmcleaner.formats.errors import ExistsError, ResourceError
-from lmcleaner.formats.layout import COMMIT, GRADIENTS, LOCK, METADATA, SCHEMA, UPDATES, generation_name
+from lmcleaner.formats.errors import InsufficientLogError, ResourceError
+from lmcleaner.formats.generation import FLUSH_STEPS, GenerationWriter
+from lmcleaner.formats.layout import COMMIT
 from lmcleaner.formats.lock import WriterLock
 from lmcleaner.formats.manifest import Manifest
+from lmcleaner.formats.places import check_place, clear, lock_log, remove_uncommitted
 from lmcleaner.formats.reader import TrainingLog
-from lmcleaner.formats.rows import RowWriter
-from lmcleaner.formats.stacks import StackWriter, spans_of
-from lmcleaner.formats.states import write_checkpoint
 from lmcleaner.formats.steps import Checkpoint, StepRecord
 from lmcleaner.formats.store import Store, open_store
-from lmcleaner.formats.tables import TableWriter
 from lmcleaner.formats.tree import Tree
-from lmcleaner.formats.vectors import VectorWriter
-
-FLUSH_STEPS = 16  # steps between two commit records; a kill loses at most these
-
-
-class GenerationWriter:
-    """Appends steps and checkpoints to one generation of a log; what it commits is a record, for the caller to write.
-
-    Attributes:
-        num_steps: steps appended so far.
-    """
-
-    def __init__(self, store: Store, tree: Tree, log: TrainingLog | None = None) -> None:
-        """Begins an empty generation, or goes on behind the committed steps of a log.
-
-        Args:
-            store: where the log lies.
-            tree: of the generation.
-            log: the log to go on with, opened at the same generation.
-        """
-        self._store, self._tree = store, tree
-        self.num_steps = log.num_steps if log else 0
-        self._tables = {
-            name: TableWriter(store, tree.path(name), layout, log.table(name) if log else None)
-            for name, layout in tree.tables.items()
-        }
-        self._rows = RowWriter(self._tables, log.sample_rows if log else {}, tree.manifest.loss_divisor)
-        self._stacks = {name: StackWriter(store, tree, name, self.num_steps) for name in tree.stacks}
-        self._checkpoints: dict[int, CheckpointCommit] = dict(log.commit.checkpoints) if log else {}
-        self._corrections = list(log.commit.corrections) if log else []
-        self._bits: Bits | None = log.reconstruction(self.num_steps) if log and UPDATES in tree.stacks else None
-        self._is_lossy = UPDATES in tree.stacks and CODECS[tree.codec(UPDATES)].is_lossy
-
-    def append(self, step: StepRecord, parameters: Bits, gradient: Bits | None = None) -> None:
-        """Adds one step.
-
-        Args:
-            step: what the step did.
-            parameters: bit patterns of θ after the step, `[num_elements]`; the writer's from now on.
-            gradient: bit patterns of the gradient that the optimizer was given, where the log holds gradients.
-        """
-        self._rows.append(step)
-        self._append_digest("steps/parameters_sha256", array_digest(parameters))
-        if UPDATES in self._stacks:
-            self._append_update(parameters)
-        if GRADIENTS in self._stacks:
-            assert gradient is not None
-            self._append_gradient(gradient)
-        self.num_steps += 1
-        if self._is_lossy and self.num_steps % self._tree.manifest.checkpoint_every == 0:
-            self._correct(parameters)
-
-    def write_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Writes the state before step `checkpoint.step`, which must be the next one."""
-        assert checkpoint.step == self.num_steps, (checkpoint.step, self.num_steps)
-        if self._is_lossy and self.num_steps and self.num_steps not in self._corrections:
-            self._correct(checkpoint.parameters)
-        if UPDATES in self._stacks:
-            self._bits = checkpoint.parameters
-        self._checkpoints[self.num_steps] = write_checkpoint(self._store, self._tree, checkpoint)
-
-    def flush(self, *, finished: bool, history: tuple[Change, ...]) -> Commit:
-        """Writes what waits.
-
-        Args:
-            finished: whether the run came to its own end.
-            history: what was done to the log since.
-
-        Returns:
-            The record of everything that is written now.
-        """
-        for stack in self._stacks.values():
-            stack.flush()
-        return Commit(
-            generation=self._tree.generation,
-            steps=self.num_steps,
-            finished=finished,
-            tables={name: table.flush() for name, table in self._tables.items()},
-            checkpoints=dict(self._checkpoints),
-            updates=((0, self.num_steps),) if UPDATES in self._stacks else (),
-            gradients=((0, self.num_steps),) if GRADIENTS in self._stacks else (),
-            corrections=tuple(self._corrections),
-            history=history,
-        )
-
-    def _append_update(self, parameters: Bits) -> None:
-        assert self._bits is not None
-        for span in spans_of(len(parameters)):
-            self._stacks[UPDATES].append_span(self._bits[span], parameters[span])
-        if self._is_lossy:
-            self._append_digest("steps/reconstruction_sha256", array_digest(self._bits))
-        else:
-            self._bits = parameters
-
-    def _append_gradient(self, gradient: Bits) -> None:
-        digest = hashlib.sha256()
-        for span in spans_of(len(gradient)):
-            stored = np.zeros_like(gradient[span])
-            self._stacks[GRADIENTS].append_span(stored, gradient[span])
-            digest.update(stored.data)
-        self._append_digest("steps/gradient_sha256", digest.digest())
-
-    def _append_digest(self, table: str, digest: bytes) -> None:
-        self._tables[table].append([np.frombuffer(digest, np.uint8)])
-
-    def _correct(self, parameters: Bits) -> None:
-        """Takes a lossy reconstruction to the run's own bits, and writes how."""
-        assert self._bits is not None
-        exact, dtype = CODECS["lossless"], self._tree.manifest.model.dtype
-        writer = VectorWriter(self._store, self._tree.correction(self.num_steps))
-        for span in spans_of(len(parameters)):
-            writer.add(exact.encode(self._bits[span], parameters[span], dtype)[0])
-        self._corrections.append(self.num_steps)
 
 
 class LogWriter:
@@ -181,7 +60,7 @@ class LogWriter:
         root = _limited(group_metadata(manifest.to_json()), store, "the model has too many parameters for a log")
         lock = WriterLock.acquire(store)
         with _released_on_error(lock):
-            _clear(store)
+            clear(store)
             store.write(metadata_key(""), [root])
             writer = cls(store, lock, Tree(manifest, 0), None)
             writer.write_checkpoint(start)
@@ -199,13 +78,13 @@ class LogWriter:
 
         Raises:
             ExistsError: somebody writes the log.
+            InsufficientLogError: the log was pruned or redacted.
             DamagedError: what the log must go on from can't be read.
         """
-        store = open_store(location, writable=True)
-        TrainingLog(store)  # before the lock, which would be the first file where no log is
-        lock = WriterLock.acquire(store)
+        store, lock = lock_log(location)
         with _released_on_error(lock):
             log = TrainingLog(store)
+            check_unchanged(log)
             remove_uncommitted(store, log)
             return cls(store, lock, Tree(log.manifest, log.commit.generation), log)
 
@@ -258,6 +137,23 @@ class LogWriter:
         self.close()
 
 
+def check_unchanged(log: TrainingLog) -> None:
+    """Makes sure that the rows before the next one are all there: a writer counts every row up to its last.
+
+    Args:
+        log: the log.
+
+    Raises:
+        InsufficientLogError: the log was pruned or redacted.
+    """
+    if log.commit.history:
+        change = log.commit.history[-1]
+        raise InsufficientLogError(
+            f"the log can't go on: {log.location}: {change.kind} on {change.time}",
+            hint="its run would bring back what was removed; record a new run",
+        )
+
+
 def write_metadata(store: Store, tree: Tree, commit: Commit, written: dict[str, bytes]) -> None:
     """Writes the metadata of groups and arrays, which only other readers of Zarr need.
 
@@ -285,64 +181,6 @@ def write_commit(store: Store, commit: Commit, manifest_digest: str) -> None:
     store.sync()
     store.write(metadata_key(COMMIT), [content])
     store.sync()
-
-
-def remove_uncommitted(store: Store, log: TrainingLog) -> None:
-    """Removes all objects that the log's commit record doesn't count.
-
-    Args:
-        store: where the log lies.
-        log: the log.
-    """
-    kept = {LOCK, METADATA, COMMIT, generation_name(log.commit.generation)}
-    for name in {key.split("/")[0] for key, _ in store.list()} - kept:
-        store.delete(name)
-    counted = {LOCK, *log.tree.objects(log.commit)}
-    for key in [key for key, _ in store.list() if key not in counted]:
-        store.delete(key)
-
-
-def check_place(location: Store | Path | str, overwrite: bool) -> None:
-    """Makes sure that a log may be created: nothing lies there, or a log that may be removed.
-
-    Args:
-        location: folder or URL of the log to be.
-        overwrite: whether a log that lies there may be removed; anything else never is.
-
-    Raises:
-        ExistsError: something lies there.
-    """
-    store = open_store(location, writable=True)
-    is_free = all(_is_of_killed_writer(key) for key, _ in store.list())
-    if not (is_free or (overwrite and _holds_log(store))):
-        raise ExistsError(
-            f"the log exists already: {store.location}",
-            hint="choose another place, or give --overwrite to remove the log first",
-        )
-
-
-def _is_of_killed_writer(key: str) -> bool:
-    """Whether an object may lie where a writer was killed before its log had a root."""
-    return key == LOCK or (key.startswith(f"{METADATA}.") and key.endswith(".tmp"))
-
-
-def _holds_log(store: Store) -> bool:
-    """Whether the root says that it is a training log, of whatever version and however damaged further down."""
-    try:
-        document = json.loads(store.read(metadata_key(""), 0, DOCUMENT_BYTES))
-        return bool(document["attributes"]["schema"] == SCHEMA)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return False
-
-
-def _clear(store: Store) -> None:
-    """Removes what lies there but the lock, the commit record first, so that no half of a log is ever seen.
-
-    The root stays until it is replaced: it says that what a kill leaves half removed is a log and may be overwritten.
-    """
-    store.delete(COMMIT)
-    for name in {key.split("/")[0] for key, _ in store.list()} - {LOCK, METADATA}:
-        store.delete(name)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from lmcleaner.formats.bits import Bits
 from lmcleaner.formats.canonical import array_digest
 from lmcleaner.formats.codecs import CODECS
 from lmcleaner.formats.commit import Change
+from lmcleaner.formats.generation import GenerationWriter
 from lmcleaner.formats.golden.runs import GOLDEN, Golden, Run, make_run, redacted
 from lmcleaner.formats.manifest import CodecName
 from lmcleaner.formats.reader import TrainingLog
@@ -24,7 +25,7 @@ from lmcleaner.formats.stacks import spans_of
 from lmcleaner.formats.steps import Checkpoint
 from lmcleaner.formats.store import Store, open_store
 from lmcleaner.formats.tree import Tree
-from lmcleaner.formats.writer import GenerationWriter, LogWriter, write_commit, write_metadata
+from lmcleaner.formats.writer import LogWriter, write_commit, write_metadata
 
 FOLDER = Path(__file__).parent
 LOG, EXPECTED = "log", "expected.json"

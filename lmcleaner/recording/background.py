@@ -5,8 +5,9 @@ import threading
 from collections.abc import Callable
 
 from lmcleaner.formats.bits import Bits
+from lmcleaner.formats.generation import FLUSH_STEPS
 from lmcleaner.formats.steps import Checkpoint, StepRecord
-from lmcleaner.formats.writer import FLUSH_STEPS, LogWriter
+from lmcleaner.formats.writer import LogWriter
 
 # Steps of a small model may wait in line up to this size; of a large one, a step waits until the one before is written.
 QUEUE_BYTES = 64 << 20

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from lmcleaner.formats.bits import Bits
 from lmcleaner.formats.errors import ExistsError, MismatchError, UsageError
+from lmcleaner.formats.places import check_place
 from lmcleaner.formats.steps import MicrobatchRecord, StepRecord
 from lmcleaner.formats.store import Store, open_store
-from lmcleaner.formats.writer import LogWriter, check_place
+from lmcleaner.formats.writer import LogWriter
 from lmcleaner.recording.background import QUEUE_BYTES, BackgroundWriter
 from lmcleaner.recording.checks import check_hyperparameters, gradient_norm
 from lmcleaner.recording.describe import RunDescription, describe_run, take_checkpoint, trainable_parameters

@@ -13,6 +13,7 @@ from lmcleaner.formats.layout import COMMIT, METADATA
 from lmcleaner.formats.lock import holder
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.store import Store, open_store
+from lmcleaner.formats.writer import check_unchanged
 from lmcleaner.progress import Progress
 from lmcleaner.recording.describe import trainable_parameters
 from lmcleaner.recording.options import PLACES, RecordOptions
@@ -41,12 +42,7 @@ def open_unfinished(location: Store | Path | str) -> TrainingLog:
             f"nothing to resume: {log.location}: the run finished after {log.num_steps} steps",
             hint="record a new run into another log, or give --overwrite instead of --resume",
         )
-    if log.commit.history:
-        change = log.commit.history[-1]
-        raise InsufficientLogError(
-            f"the log can't go on: {log.location}: {change.kind} on {change.time}",
-            hint="its run would bring back what was removed; record a new run",
-        )
+    check_unchanged(log)
     return log
 
 

@@ -12,9 +12,9 @@ import torch
 from lmcleaner.choices import OptimizerName
 from lmcleaner.data.encoding import Encoding
 from lmcleaner.data.rows import read_rows
+from lmcleaner.formats.places import check_place
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
-from lmcleaner.formats.writer import check_place
 from lmcleaner.output import atomic_folder, check_free
 from lmcleaner.progress import Progress, Silent
 from lmcleaner.recording.options import RecordOptions

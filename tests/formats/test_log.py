@@ -18,13 +18,14 @@ from lmcleaner.formats.bits import BIT_DTYPES
 from lmcleaner.formats.canonical import canonical_json, json_digest
 from lmcleaner.formats.codecs import SPAN
 from lmcleaner.formats.errors import DamagedError, ExistsError, InsufficientLogError, NotFoundError, VersionError
+from lmcleaner.formats.generation import FLUSH_STEPS
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.reconstruction import Reconstruction
 from lmcleaner.formats.samples import Sample
 from lmcleaner.formats.steps import Checkpoint, OptimizerVectors, StepRecord
 from lmcleaner.formats.store import open_store
 from lmcleaner.formats.verify import find_problems
-from lmcleaner.formats.writer import FLUSH_STEPS, LogWriter, write_commit
+from lmcleaner.formats.writer import LogWriter, write_commit
 
 if TYPE_CHECKING:
     from tests.formats.conftest import Run

@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 from lmcleaner.formats.errors import ResourceError
+from lmcleaner.formats.generation import FLUSH_STEPS
 from lmcleaner.formats.local_files import LocalFiles
 from lmcleaner.formats.lock import holder
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.samples import Sample
 from lmcleaner.formats.steps import MicrobatchRecord, StepRecord
-from lmcleaner.formats.writer import FLUSH_STEPS, LogWriter
+from lmcleaner.formats.writer import LogWriter
 from lmcleaner.recording.background import QUEUE_JOBS, BackgroundWriter
 from lmcleaner.recording.describe import RunDescription, describe_run, take_checkpoint
 

@@ -16,10 +16,11 @@ from lmcleaner.formats.errors import DamagedError, ExistsError, NotFoundError, R
 from lmcleaner.formats.layout import METADATA
 from lmcleaner.formats.local_files import LocalFiles
 from lmcleaner.formats.lock import holder
+from lmcleaner.formats.places import check_place
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.store import open_store
 from lmcleaner.formats.verify import Problem, find_problems
-from lmcleaner.formats.writer import LogWriter, check_place
+from lmcleaner.formats.writer import LogWriter
 from lmcleaner.progress import Silent
 from lmcleaner.recording.options import RecordOptions
 from lmcleaner.recording.training import record
