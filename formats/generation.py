@@ -47,6 +47,7 @@ class GenerationWriter:
         self._stacks = {name: StackWriter(store, tree, name, self.num_steps) for name in tree.stacks}
         self._checkpoints: dict[int, CheckpointCommit] = dict(log.commit.checkpoints) if log else {}
         self._corrections = list(log.commit.corrections) if log else []
+        # What a reader reconstructs of the last step.
         self._bits: Bits | None = log.reconstruction(self.num_steps) if log and UPDATES in tree.stacks else None
         self._is_lossy = UPDATES in tree.stacks and CODECS[tree.codec(UPDATES)].is_lossy
 
@@ -55,7 +56,7 @@ class GenerationWriter:
 
         Args:
             step: what the step did.
-            parameters: bit patterns of θ after the step, `[num_elements]`; the writer's from now on.
+            parameters: bit patterns of θ after the step, `[num_elements]`.
             gradient: bit patterns of the gradient that the optimizer was given, where the log holds gradients.
         """
         self._rows.append(step)
@@ -74,8 +75,8 @@ class GenerationWriter:
         assert checkpoint.step == self.num_steps, (checkpoint.step, self.num_steps)
         if self._is_lossy and self.num_steps and self.num_steps not in self._corrections:
             self._correct(checkpoint.parameters)
-        if UPDATES in self._stacks:
-            self._bits = checkpoint.parameters
+        if UPDATES in self._stacks and self._bits is None:
+            self._bits = checkpoint.parameters.copy()
         self._checkpoints[self.num_steps] = write_checkpoint(self._store, self._tree, checkpoint)
 
     def flush(self, *, finished: bool, history: tuple[Change, ...]) -> Commit:
@@ -108,8 +109,6 @@ class GenerationWriter:
             self._stacks[UPDATES].append_span(self._bits[span], parameters[span])
         if self._is_lossy:
             self._append_digest("steps/reconstruction_sha256", array_digest(self._bits))
-        else:
-            self._bits = parameters
 
     def _append_gradient(self, gradient: Bits) -> None:
         digest = hashlib.sha256()

@@ -98,7 +98,7 @@ class LogWriter:
 
         Args:
             step: what the step did.
-            parameters: bit patterns of θ after the step, `[num_elements]`; the writer's from now on.
+            parameters: bit patterns of θ after the step, `[num_elements]`.
             gradient: bit patterns of the gradient that the optimizer was given, where the log holds gradients.
         """
         self._generation.append(step, parameters, gradient)

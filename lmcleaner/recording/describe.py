@@ -16,7 +16,7 @@ from lmcleaner.formats.steps import Checkpoint
 from lmcleaner.training.fingerprint import model_fingerprint
 from lmcleaner.training.numerics import current_numerics, environment, rng_state
 from lmcleaner.training.optimizers import describe_optimizer, optimizer_vectors
-from lmcleaner.training.vectors import bits_of, dtype_name
+from lmcleaner.training.vectors import dtype_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,15 +126,15 @@ def describe_run(module: nn.Module, optimizer: torch.optim.Optimizer, descriptio
 
 
 def take_checkpoint(
-    step: int, module: nn.Module, optimizer: torch.optim.Optimizer, bits: Bits | None = None
+    step: int, module: nn.Module, optimizer: torch.optim.Optimizer, bits: Bits
 ) -> Checkpoint:
-    """A copy of the full state before a step.
+    """The full state before a step.
 
     Args:
         step: the step.
         module: the model.
         optimizer: its optimizer.
-        bits: a copy of the parameters, if there is one already.
+        bits: a copy of the parameters.
 
     Returns:
         The state.
@@ -142,7 +142,7 @@ def take_checkpoint(
     parameters = list(trainable_parameters(module).values())
     return Checkpoint(
         step=step,
-        parameters=bits_of(parameters) if bits is None else bits,
+        parameters=bits,
         optimizer=optimizer_vectors(optimizer, parameters),
         generators=rng_state(parameters[0].device),
     )

@@ -15,7 +15,7 @@ from lmcleaner.formats.places import check_place
 from lmcleaner.formats.steps import MicrobatchRecord, StepRecord
 from lmcleaner.formats.store import Store, open_store
 from lmcleaner.formats.writer import LogWriter
-from lmcleaner.recording.background import QUEUE_BYTES, BackgroundWriter
+from lmcleaner.recording.background import BackgroundWriter
 from lmcleaner.recording.checks import check_hyperparameters, gradient_norm
 from lmcleaner.recording.describe import RunDescription, describe_run, take_checkpoint, trainable_parameters
 from lmcleaner.recording.microbatches import microbatch_record
@@ -71,13 +71,12 @@ class Recorder:
         self._module, self._optimizer, self._description = module, optimizer, description
         self._manifest = describe_run(module, optimizer, description)
         self._parameters = list(trainable_parameters(module).values())
-        self._bits = bits_of(self._parameters)  # shared with the writer, so that a checkpoint needs no copy of its own
         self._past = RepeatedSteps(open_unfinished(self._store), self._manifest) if resume else None
         if self._past is None:
             check_place(self._store, overwrite)
         self.num_steps = 0
         if self._past is not None:
-            self.num_steps = self._past.find(self._bits, optimizer) if step is None else step
+            self.num_steps = self._past.find(bits_of(self._parameters), optimizer) if step is None else step
         self._last_checkpoint = self._past.checkpoints[-1] if self._past else 0
         self._gradient: Bits | None = None
         self._handles: list[Any] = []
@@ -96,7 +95,8 @@ class Recorder:
             ExistsError: somebody writes the log.
             ResourceError: the place can't be written.
         """
-        self._writer = BackgroundWriter(self._open_log())
+        start = bits_of(self._parameters)
+        self._writer = BackgroundWriter(self._open_log(start), spare=start)
         self._handles = [
             self._module.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             self._module.register_forward_hook(self._after_forward, with_kwargs=True),
@@ -120,10 +120,10 @@ class Recorder:
         finally:
             self._close(finished, error)
 
-    def _open_log(self) -> LogWriter:
+    def _open_log(self, start: Bits) -> LogWriter:
         if self._past is None:
-            start = take_checkpoint(0, self._module, self._optimizer, self._bits)
-            return LogWriter.create(self._store, self._manifest, start, overwrite=self._overwrite)
+            checkpoint = take_checkpoint(0, self._module, self._optimizer, start)
+            return LogWriter.create(self._store, self._manifest, checkpoint, overwrite=self._overwrite)
         writer = LogWriter.resume(self._store)
         if writer.num_steps != self._past.num_steps:
             writer.close()
@@ -188,18 +188,16 @@ class Recorder:
             seconds=0.0,
         )
         if self._manifest.gradients != "none":
-            self._writer.make_room(self._bits.nbytes)
-            self._gradient = bits_of(p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters)
+            gradients = (p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters)
+            self._gradient = bits_of(gradients, self._writer.take())
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert self._step is not None
         step = replace(self._step, seconds=time.perf_counter() - self._last_time)
-        self._writer.make_room(self._bits.nbytes)
-        self._bits = bits_of(self._parameters)
         if self._past is not None and self.num_steps < self._past.num_steps:
-            self._past.check(self.num_steps, step, self._bits)
+            self._past.check(self.num_steps, step, bits_of(self._parameters))
         else:
-            self._writer.append(step, self._bits, self._gradient)
+            self._writer.append(step, bits_of(self._parameters, self._writer.take()), self._gradient)
         self._microbatches, self._step, self._gradient = [], None, None
         self.num_steps += 1
         if self.num_steps % self._manifest.checkpoint_every == 0:
@@ -210,6 +208,6 @@ class Recorder:
         """Writes the state before the next step, unless the log holds it or is further already."""
         if self.num_steps == self._last_checkpoint or (self._past and self.num_steps < self._past.num_steps):
             return
-        self._writer.make_room(QUEUE_BYTES)
-        self._writer.write_checkpoint(take_checkpoint(self.num_steps, self._module, self._optimizer, self._bits))
+        bits = bits_of(self._parameters, self._writer.take(alone=True))
+        self._writer.write_checkpoint(take_checkpoint(self.num_steps, self._module, self._optimizer, bits))
         self._last_checkpoint = self.num_steps

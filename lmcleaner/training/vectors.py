@@ -39,19 +39,28 @@ def dtype_name(dtype: torch.dtype) -> str:
     raise UsageError(f"unsupported dtype: expected one of {sorted(_TORCH_DTYPES)}, found {dtype}")
 
 
-def bits_of(tensors: Iterable[Tensor]) -> Bits:
+def bits_of(tensors: Iterable[Tensor], out: Bits | None = None) -> Bits:
     """One flat copy of the tensors' bit patterns.
 
     Args:
         tensors: float tensors of one dtype on any device.
+        out: vector to fill; None takes fresh memory.
 
     Returns:
         uint16, uint32 or uint64 `[total elements]`, in the order given.
+
+    Raises:
+        UsageError: a log can't hold their dtype.
     """
-    flat = [tensor.detach().reshape(-1).cpu() for tensor in tensors]
-    integers = [part.view(_INTEGER_VIEWS[part.dtype]).numpy() for part in flat]
-    joined = np.concatenate(integers)
-    return joined.view(BIT_DTYPES[dtype_name(flat[0].dtype)])
+    parts = [tensor.detach() for tensor in tensors]
+    dtype = parts[0].dtype
+    if out is None:
+        out = np.empty(sum(part.numel() for part in parts), BIT_DTYPES[dtype_name(dtype)])
+    start = 0
+    for part in parts:
+        _as_tensor(out[start : start + part.numel()], dtype).view(part.shape).copy_(part)
+        start += part.numel()
+    return out
 
 
 def tensors_of(bits: Bits, dtype: torch.dtype, entries: Sequence[ParameterEntry], device: torch.device) -> list[Tensor]:
@@ -67,9 +76,13 @@ def tensors_of(bits: Bits, dtype: torch.dtype, entries: Sequence[ParameterEntry]
         One tensor for each entry, each with memory of its own: forward derivatives of a view take as much memory as
         all that it is a view of, and kernels may choose another order of summation where memory isn't aligned.
     """
-    signed = bits.view(np.dtype(f"int{bits.dtype.itemsize * 8}"))
-    flat = torch.from_numpy(signed).view(dtype)
+    flat = _as_tensor(bits, dtype)
     return [flat[e.offset : e.offset + e.num_elements].view(e.shape).to(device, copy=True) for e in entries]
+
+
+def _as_tensor(bits: Bits, dtype: torch.dtype) -> Tensor:
+    """A view."""
+    return torch.from_numpy(bits.view(f"i{bits.dtype.itemsize}")).view(dtype)
 
 
 def bits_in(tensor: Tensor) -> Bits:

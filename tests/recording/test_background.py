@@ -23,6 +23,7 @@ from lmcleaner.formats.steps import MicrobatchRecord, StepRecord
 from lmcleaner.formats.writer import LogWriter
 from lmcleaner.recording.background import QUEUE_JOBS, BackgroundWriter
 from lmcleaner.recording.describe import RunDescription, describe_run, take_checkpoint
+from lmcleaner.training.vectors import bits_of
 
 
 class Gate(LocalFiles):
@@ -48,10 +49,10 @@ class Fixture:
         model = nn.Linear(3, 2)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         manifest = describe_run(model, optimizer, RunDescription(model_source="none"))
-        start = take_checkpoint(0, model, optimizer)
+        start = take_checkpoint(0, model, optimizer, bits_of(model.parameters()))
         self.store = Gate(folder)
-        self.bits = start.parameters
-        self.writer = BackgroundWriter(LogWriter.create(self.store, manifest, start))
+        self.bits = start.parameters.copy()
+        self.writer = BackgroundWriter(LogWriter.create(self.store, manifest, start), spare=start.parameters)
         self.appended = 0
 
     def append(self, number: int) -> None:
@@ -61,8 +62,9 @@ class Fixture:
         )
         step = StepRecord(microbatches=(microbatch,), lr=(0.1,), gradient_norm=1.0, seconds=1.0)
         for _ in range(number):
-            self.writer.make_room(self.bits.nbytes)
-            self.writer.append(step, self.bits + np.uint32(self.appended))
+            vector = self.writer.take()
+            np.add(self.bits, np.uint32(self.appended), out=vector)
+            self.writer.append(step, vector)
             self.appended += 1
 
 
