@@ -109,7 +109,7 @@ def reads(log: TrainingLog) -> dict[str, Callable[[], object]]:
         table.name: partial(_digest_of, log.table, table.name) for table in TABLES
     }
     for step in log.checkpoint_steps:
-        for name in log.commit.checkpoints[step].sha256:
+        for name in log.commit.checkpoints[step].blake3:
             found[f"{step}/{name}"] = partial(_digest_of, log.checkpoint_array, step, name)
     if log.has_updates:
         for step in range(log.num_steps + 1):

@@ -155,7 +155,7 @@ def _show_step(log: "TrainingLog", step: int, *, as_json: bool) -> None:
         "gradient_norm": record.gradient_norm,
         "seconds": record.seconds,
         "has_checkpoint": step in log.checkpoint_steps,
-        "parameters_sha256": log.parameters_digest(step + 1).hex(),
+        "parameters_blake3": log.parameters_digest(step + 1).hex(),
         "microbatches": [
             {
                 "width": microbatch.width,

@@ -1,10 +1,15 @@
-"""Canonical JSON and SHA-256, so that a hash means the same on every machine."""
+"""Canonical JSON and digests, so that they mean the same on every machine.
+
+Documents, tables and samples have SHA-256, which everybody can compute. What is as long as the parameters has BLAKE3:
+recording computes it every step, and it takes a third of the time that SHA-256 takes in hardware.
+"""
 
 import hashlib
 import json
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
 
@@ -34,5 +39,10 @@ def json_digest(value: Any) -> str:
 
 
 def array_digest(values: NDArray[Any]) -> bytes:
-    """SHA-256, 32 bytes, of an array's elements in little-endian byte order."""
-    return hashlib.sha256(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data).digest()
+    """BLAKE3, 32 bytes, of an array's elements in little-endian byte order."""
+    return blake3(little_endian_bytes(values)).digest()
+
+
+def little_endian_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """An array's elements as they are stored and hashed."""
+    return np.ascontiguousarray(values, values.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)

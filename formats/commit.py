@@ -19,13 +19,13 @@ class CheckpointCommit:
         dtypes: part of the optimizer's state -> dtype name, for the parts that have the parameters' shape.
         scalars: parts of the state that are one number a parameter.
         generator_bytes: bytes of the random number generators' state.
-        sha256: array name -> digest of its little-endian bytes, hexadecimal.
+        blake3: array name -> digest of its little-endian bytes, hexadecimal.
     """
 
     dtypes: Mapping[str, str]
     scalars: tuple[str, ...]
     generator_bytes: int
-    sha256: Mapping[str, str]
+    blake3: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

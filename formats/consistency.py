@@ -32,8 +32,8 @@ def problem_of_commit(commit: Commit, manifest: Manifest) -> str | None:
     if 0 not in commit.checkpoints or max(commit.checkpoints) > commit.steps:
         return f"expected checkpoints of steps 0 to {commit.steps}, found {sorted(commit.checkpoints)[-1:]}"
     for step, checkpoint in commit.checkpoints.items():
-        if _arrays(checkpoint) != set(checkpoint.sha256):
-            return f"checkpoint {step}: expected {sorted(_arrays(checkpoint))}, found {sorted(checkpoint.sha256)}"
+        if _arrays(checkpoint) != set(checkpoint.blake3):
+            return f"checkpoint {step}: expected {sorted(_arrays(checkpoint))}, found {sorted(checkpoint.blake3)}"
     if (commit.updates and manifest.updates == "none") or (commit.corrections and not _is_lossy(manifest.updates)):
         return f"expected no updates or corrections with the codec {manifest.updates}, found some"
     if commit.gradients and manifest.gradients == "none":
@@ -72,8 +72,8 @@ def problem_of_table(name: str, rows: NDArray[Any], commit: Commit) -> str | Non
 def _expected_rows(name: str, commit: Commit, manifest: Manifest) -> int:
     """How many rows a table must have."""
     is_absent = {
-        "steps/reconstruction_sha256": not _is_lossy(manifest.updates),
-        "steps/gradient_sha256": manifest.gradients == "none",
+        "steps/reconstruction_blake3": not _is_lossy(manifest.updates),
+        "steps/gradient_blake3": manifest.gradients == "none",
     }
     level = name.split("/")[0]
     if level == "steps":

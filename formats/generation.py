@@ -1,8 +1,7 @@
 """Appends steps and checkpoints to the arrays of one generation of a log."""
 
-import hashlib
-
 import numpy as np
+from blake3 import blake3
 
 from lmcleaner.formats.bits import Bits
 from lmcleaner.formats.canonical import array_digest
@@ -60,7 +59,7 @@ class GenerationWriter:
             gradient: bit patterns of the gradient that the optimizer was given, where the log holds gradients.
         """
         self._rows.append(step)
-        self._append_digest("steps/parameters_sha256", array_digest(parameters))
+        self._append_digest("steps/parameters_blake3", array_digest(parameters))
         if UPDATES in self._stacks:
             self._append_update(parameters)
         if GRADIENTS in self._stacks:
@@ -108,15 +107,15 @@ class GenerationWriter:
         for span in spans_of(len(parameters)):
             self._stacks[UPDATES].append_span(self._bits[span], parameters[span])
         if self._is_lossy:
-            self._append_digest("steps/reconstruction_sha256", array_digest(self._bits))
+            self._append_digest("steps/reconstruction_blake3", array_digest(self._bits))
 
     def _append_gradient(self, gradient: Bits) -> None:
-        digest = hashlib.sha256()
+        digest = blake3()
         for span in spans_of(len(gradient)):
             stored = np.zeros_like(gradient[span])
             self._stacks[GRADIENTS].append_span(stored, gradient[span])
-            digest.update(stored.data)
-        self._append_digest("steps/gradient_sha256", digest.digest())
+            digest.update(stored.view(np.uint8))
+        self._append_digest("steps/gradient_blake3", digest.digest())
 
     def _append_digest(self, table: str, digest: bytes) -> None:
         self._tables[table].append([np.frombuffer(digest, np.uint8)])

@@ -120,17 +120,17 @@ TABLES: tuple[Table, ...] = (
     _table("steps/loss", np.float64, "sum of the step's microbatch losses, divided as the run did, nats"),
     _table("steps/gradient_norm", np.float64, "L2 norm of the gradient that the optimizer was given, after clipping"),
     _table("steps/seconds", np.float64, "wall time since the step before ended, or since recording began"),
-    _table("steps/parameters_sha256", np.uint8, "SHA-256 of the parameters after the step", columns=(32,)),
+    _table("steps/parameters_blake3", np.uint8, "BLAKE3 of the parameters after the step", columns=(32,)),
     _table(
-        "steps/reconstruction_sha256",
+        "steps/reconstruction_blake3",
         np.uint8,
-        "SHA-256 of what the updates make of the parameters after the step, before a correction; no rows if lossless",
+        "BLAKE3 of what the updates make of the parameters after the step, before a correction; no rows if lossless",
         columns=(32,),
     ),
     _table(
-        "steps/gradient_sha256",
+        "steps/gradient_blake3",
         np.uint8,
-        "SHA-256 of what a reader reconstructs of the step's gradient; no rows without gradients",
+        "BLAKE3 of what a reader reconstructs of the step's gradient; no rows without gradients",
         columns=(32,),
     ),
 )

@@ -166,7 +166,7 @@ class TrainingLog:
         """
         self._check_checkpoint(step)
         committed = self.commit.checkpoints[step]
-        return assemble(step, committed, {name: self.checkpoint_array(step, name) for name in committed.sha256})
+        return assemble(step, committed, {name: self.checkpoint_array(step, name) for name in committed.blake3})
 
     def checkpoint_parameters(self, step: int) -> Bits:
         """θ[step] from its checkpoint, bit patterns `[num_elements]`, checked against its digest."""
@@ -297,7 +297,7 @@ class TrainingLog:
         """
         if GRADIENTS not in self.tree.stacks:
             raise InsufficientLogError(f"the log holds no gradients: {self.location}", hint="record with --gradients")
-        reader, digests = StackReader(self.store, self.tree, GRADIENTS), self.table("steps/gradient_sha256")
+        reader, digests = StackReader(self.store, self.tree, GRADIENTS), self.table("steps/gradient_blake3")
         num_elements, dtype = self.manifest.num_elements, BIT_DTYPES[self.manifest.model.dtype]
 
         def read(step: int) -> Bits:
@@ -335,15 +335,15 @@ class TrainingLog:
             )
 
     def parameters_digest(self, step: int) -> bytes:
-        """SHA-256 of the run's θ[step], 32 bytes."""
+        """BLAKE3 of the run's θ[step], 32 bytes."""
         if step == 0:
-            return bytes.fromhex(self.commit.checkpoints[0].sha256["parameters"])
-        digest: NDArray[np.uint8] = self.table("steps/parameters_sha256")[step - 1]
+            return bytes.fromhex(self.commit.checkpoints[0].blake3["parameters"])
+        digest: NDArray[np.uint8] = self.table("steps/parameters_blake3")[step - 1]
         return digest.tobytes()
 
     def reconstruction_digest(self, step: int) -> bytes:
-        """SHA-256 of θ[step] as the updates have it, 32 bytes."""
-        digests = self.table("steps/reconstruction_sha256")
+        """BLAKE3 of θ[step] as the updates have it, 32 bytes."""
+        digests = self.table("steps/reconstruction_blake3")
         return digests[step - 1].tobytes() if step and len(digests) else self.parameters_digest(step)
 
     def bytes_on_disk(self) -> dict[str, int]:

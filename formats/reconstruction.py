@@ -1,12 +1,12 @@
 """θ of a log, moving forward from a checkpoint through the updates."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from lmcleaner.formats.bits import BIT_DTYPES, Bits
@@ -119,11 +119,11 @@ class Reconstruction:
 
     def _apply(self, stored: Iterator[Stored], apply: Callable[[Bits, Stored], None]) -> bytes:
         """Changes span after span; the result's digest."""
-        digest = hashlib.sha256()
+        digest = blake3()
         for start, stop in pairwise(self._edges):
             with self.parts.span(start, stop) as before:
                 apply(before, next(stored))
-                digest.update(before.data)
+                digest.update(before.view(np.uint8))
         return digest.digest()
 
     def _correct(self, before: Bits, stored: Stored) -> None:

@@ -31,7 +31,7 @@ def write_checkpoint(store: Store, tree: Tree, checkpoint: Checkpoint) -> Checkp
         dtypes=dict(checkpoint.optimizer.dtypes),
         scalars=tuple(sorted(checkpoint.optimizer.scalars)),
         generator_bytes=len(checkpoint.generators),
-        sha256={name: array_digest(values).hex() for name, values in arrays.items()},
+        blake3={name: array_digest(values).hex() for name, values in arrays.items()},
     )
     for name, values in arrays.items():
         _write_vector(store, tree.vector(checkpoint.step, name, commit), values)
@@ -85,7 +85,7 @@ def read_array(store: Store, tree: Tree, step: int, name: str, commit: Checkpoin
     values = np.empty(grid.length, grid.layout.dtype)
     for number, span in enumerate(reader.read(0, range(grid.chunks_per_row))):
         values[number * grid.chunk : number * grid.chunk + len(span)] = span
-    if array_digest(values).hex() != commit.sha256[name]:
+    if array_digest(values).hex() != commit.blake3[name]:
         raise ChunkError(f"{name}: the values don't have the committed digest")
     return values
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmcleaner.formats.arrays import ArrayLayout
+from lmcleaner.formats.canonical import little_endian_bytes
 from lmcleaner.formats.chunks import ChunkError, decode_chunk, encode_chunk, max_chunk_bytes
 from lmcleaner.formats.store import Store
 
@@ -44,7 +45,7 @@ class TableWriter:
         """
         self._store, self._path, self._layout = store, path, layout
         stored = np.empty((0, *layout.row), layout.dtype) if rows is None else rows
-        self._digest = hashlib.sha256(_content(stored))
+        self._digest = hashlib.sha256(little_endian_bytes(stored))
         self.num_rows = self._num_flushed = len(stored)
         self._tail = stored[self._num_flushed // layout.chunk[0] * layout.chunk[0] :]
         self._waiting: list[NDArray[Any]] = []
@@ -59,7 +60,7 @@ class TableWriter:
         """Writes the chunks that the waiting rows belong to."""
         if self._num_flushed < self.num_rows:
             new = np.concatenate(self._waiting)
-            self._digest.update(_content(new))
+            self._digest.update(little_endian_bytes(new))
             self._write(np.concatenate([self._tail, new]))
         self._waiting = []
         self._num_flushed = self.num_rows
@@ -98,7 +99,7 @@ def read_table(store: Store, path: str, layout: ArrayLayout, committed: TableCom
         data = store.read(chunk_key(path, layout, number), 0, limit + 1)
         blocks.append(decode_chunk(data, layout.dtype, num_elements).reshape(layout.chunk))
     rows = np.concatenate(blocks)[: committed.rows]
-    if hashlib.sha256(_content(rows)).hexdigest() != committed.sha256:
+    if hashlib.sha256(little_endian_bytes(rows)).hexdigest() != committed.sha256:
         raise ChunkError("the rows don't have the committed digest")
     return rows
 
@@ -111,7 +112,3 @@ def chunk_key(path: str, layout: ArrayLayout, number: int) -> str:
 def chunk_keys(path: str, layout: ArrayLayout, num_rows: int) -> list[str]:
     """Where all chunks of a table lie."""
     return [chunk_key(path, layout, number) for number in range(math.ceil(num_rows / layout.chunk[0]))]
-
-
-def _content(rows: NDArray[Any]) -> memoryview:
-    return np.ascontiguousarray(rows, rows.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data

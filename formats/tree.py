@@ -161,7 +161,7 @@ class Tree:
             Where its chunks lie.
         """
         for step, checkpoint in commit.checkpoints.items():
-            yield from (self.vector(step, name, checkpoint) for name in checkpoint.sha256)
+            yield from (self.vector(step, name, checkpoint) for name in checkpoint.blake3)
         yield from map(self.correction, commit.corrections)
 
 

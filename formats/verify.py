@@ -63,7 +63,7 @@ def find_problems(log: TrainingLog) -> Iterator[Problem | None]:
 
 def num_parts(log: TrainingLog) -> int:
     """About how many parts `find_problems` will check."""
-    arrays = sum(len(checkpoint.sha256) for checkpoint in log.commit.checkpoints.values())
+    arrays = sum(len(checkpoint.blake3) for checkpoint in log.commit.checkpoints.values())
     updates = sum(stop - first for first, stop in log.commit.updates)
     gradients = sum(stop - first for first, stop in log.commit.gradients)
     return len(TABLES) + arrays + updates + gradients
@@ -75,7 +75,7 @@ def _of_table(log: TrainingLog, name: str) -> Problem | None:
 
 def _of_checkpoints(log: TrainingLog) -> Iterator[Problem | None]:
     for step in log.checkpoint_steps:
-        for name in log.commit.checkpoints[step].sha256:
+        for name in log.commit.checkpoints[step].blake3:
             yield _tried(f"{checkpoint_name(step)}/{name}", step, log.checkpoint_array, step, name)
 
 

@@ -85,9 +85,9 @@ def expected_of(run: Run) -> dict[str, Any]:
     """
     return {
         "tables": _tables(run),
-        "parameters_sha256": [_hex(bits) for bits in run.parameters],
-        "reconstruction_sha256": [_hex(bits) for bits in _reconstructions(run)],
-        "gradient_sha256": [_hex(bits) for bits in _coded_gradients(run)],
+        "parameters_blake3": [_hex(bits) for bits in run.parameters],
+        "reconstruction_blake3": [_hex(bits) for bits in _reconstructions(run)],
+        "gradient_blake3": [_hex(bits) for bits in _coded_gradients(run)],
         "checkpoints": {
             str(step): {name: _hex(values) for name, values in _arrays(checkpoint).items()}
             for step, checkpoint in run.checkpoints.items()
@@ -149,9 +149,9 @@ def _step_tables(run: Run) -> dict[str, list[Any]]:
         "steps/loss": [sum(m.loss for m in step.microbatches) / divisor for step in run.steps],
         "steps/gradient_norm": [step.gradient_norm for step in run.steps],
         "steps/seconds": [step.seconds for step in run.steps],
-        "steps/parameters_sha256": [_hex(bits) for bits in run.parameters[1:]],
-        "steps/reconstruction_sha256": [_hex(bits) for bits in _reconstructions(run)] if is_lossy else [],
-        "steps/gradient_sha256": [_hex(bits) for bits in _coded_gradients(run)],
+        "steps/parameters_blake3": [_hex(bits) for bits in run.parameters[1:]],
+        "steps/reconstruction_blake3": [_hex(bits) for bits in _reconstructions(run)] if is_lossy else [],
+        "steps/gradient_blake3": [_hex(bits) for bits in _coded_gradients(run)],
     }
 
 

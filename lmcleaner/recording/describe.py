@@ -125,9 +125,7 @@ def describe_run(module: nn.Module, optimizer: torch.optim.Optimizer, descriptio
     )
 
 
-def take_checkpoint(
-    step: int, module: nn.Module, optimizer: torch.optim.Optimizer, bits: Bits
-) -> Checkpoint:
+def take_checkpoint(step: int, module: nn.Module, optimizer: torch.optim.Optimizer, bits: Bits) -> Checkpoint:
     """The full state before a step.
 
     Args:

@@ -4,7 +4,7 @@ import hashlib
 
 from torch import nn
 
-from lmcleaner.formats.canonical import array_digest
+from lmcleaner.formats.canonical import little_endian_bytes
 from lmcleaner.training.vectors import bits_of
 
 
@@ -21,5 +21,5 @@ def model_fingerprint(module: nn.Module) -> str:
     for name, tensor in sorted(module.state_dict().items()):
         content.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
         values = bits_of([tensor]) if tensor.is_floating_point() else tensor.cpu().numpy()
-        content.update(array_digest(values))
+        content.update(hashlib.sha256(little_endian_bytes(values).data).digest())
     return content.hexdigest()

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 import zarr
+from blake3 import blake3
 from numcodecs import blosc
 from numpy.typing import NDArray
 from zarr.storage import MemoryStore
@@ -255,8 +256,8 @@ def trajectory(view: View) -> Iterator[tuple[Array, Array]]:
         yield found, bits
 
 
-def sha256(values: Array) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+def digest_of(values: Array) -> str:
+    return blake3(np.ascontiguousarray(values).tobytes()).hexdigest()
 
 
 def plain(name: str, rows: Array) -> list[Any]:
@@ -279,11 +280,13 @@ def test_the_package_reads_it(folder: Path) -> None:
     log, wanted = TrainingLog(folder / LOG), expected(folder)
     assert {name: plain(name, log.table(name)) for name in log.commit.tables} == wanted["tables"]
     for step, arrays in wanted["checkpoints"].items():
-        assert {name: sha256(log.checkpoint_array(int(step), name)) for name in arrays} == arrays
-    assert [sha256(log.gradient(step)) for step in range(len(wanted["gradient_sha256"]))] == wanted["gradient_sha256"]
-    for step, digest in enumerate(wanted["reconstruction_sha256"], start=1):
+        assert {name: digest_of(log.checkpoint_array(int(step), name)) for name in arrays} == arrays
+    assert [digest_of(log.gradient(step)) for step in range(len(wanted["gradient_blake3"]))] == wanted[
+        "gradient_blake3"
+    ]
+    for step, digest in enumerate(wanted["reconstruction_blake3"], start=1):
         is_the_runs_own = step in log.commit.checkpoints
-        assert sha256(log.parameters(step)) == (wanted["parameters_sha256"][step] if is_the_runs_own else digest)
+        assert digest_of(log.parameters(step)) == (wanted["parameters_blake3"][step] if is_the_runs_own else digest)
 
 
 @golden_logs
@@ -292,10 +295,10 @@ def test_another_reader_finds_the_same(folder: Path, reader: Callable[[Path], Vi
     view, wanted = reader(folder / LOG), expected(folder)
     assert {name: plain(name, view.table(name)) for name in view.commit["tables"]} == wanted["tables"]
     for step, arrays in wanted["checkpoints"].items():
-        assert {name: sha256(view.vector(f"checkpoints/{int(step):08d}/{name}")) for name in arrays} == arrays
+        assert {name: digest_of(view.vector(f"checkpoints/{int(step):08d}/{name}")) for name in arrays} == arrays
     zeros = np.zeros_like(view.vector("checkpoints/00000000/parameters"))
-    gradients = [sha256(decoded(view, "gradients", t, zeros)) for t in range(len(wanted["gradient_sha256"]))]
-    assert gradients == wanted["gradient_sha256"]
+    gradients = [digest_of(decoded(view, "gradients", t, zeros)) for t in range(len(wanted["gradient_blake3"]))]
+    assert gradients == wanted["gradient_blake3"]
 
 
 @golden_logs
@@ -303,13 +306,13 @@ def test_another_reader_finds_the_same(folder: Path, reader: Callable[[Path], Vi
 def test_another_reader_follows_the_run_through_its_updates(folder: Path, reader: Callable[[Path], View]) -> None:
     view, wanted = reader(folder / LOG), expected(folder)
     if view.manifest["updates"] == "none":
-        assert wanted["reconstruction_sha256"] == []
+        assert wanted["reconstruction_blake3"] == []
         return
-    corrected = {step: wanted["parameters_sha256"][step] for step in view.commit["corrections"]}
-    digests = wanted["reconstruction_sha256"]
+    corrected = {step: wanted["parameters_blake3"][step] for step in view.commit["corrections"]}
+    digests = wanted["reconstruction_blake3"]
     for step, (found, after) in enumerate(trajectory(view), start=1):
-        assert sha256(found) == digests[step - 1], step
-        assert sha256(after) == corrected.get(step, digests[step - 1]), step
+        assert digest_of(found) == digests[step - 1], step
+        assert digest_of(after) == corrected.get(step, digests[step - 1]), step
     assert len(digests) == view.commit["steps"]
 
 
@@ -321,7 +324,7 @@ def test_its_root_follows_from_its_bytes_and_its_tables(folder: Path) -> None:
     content = head + b'"manifest":"' + manifest.encode() + tail[64:]
     assert hashlib.sha256(content).hexdigest() == view.commit["root"]
     for name, table in view.commit["tables"].items():
-        assert sha256(view.table(name)) == table["sha256"], name
+        assert hashlib.sha256(view.table(name).tobytes()).hexdigest() == table["sha256"], name
 
 
 @pytest.mark.parametrize("made", GOLDEN, ids=lambda made: made.name)

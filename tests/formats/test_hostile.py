@@ -394,7 +394,7 @@ def many_checkpoints(log: Path) -> None:
     """A commit record as large as it may be, of checkpoints that aren't there."""
     commit = attributes(log, "commit")
     entry = commit["checkpoints"]["0"] | {"dtypes": {}, "scalars": []}
-    entry["sha256"] = dict.fromkeys(("parameters", "present"), "ab" * 32)
+    entry["blake3"] = dict.fromkeys(("parameters", "present"), "ab" * 32)
     commit["checkpoints"] |= {str(step): entry for step in range(1, NUM_STEPS)}
     commit["history"] = [
         {"kind": "pruning", "time": "", "root_before": "ab" * 32, "details": {"a": [number]}}
@@ -473,11 +473,11 @@ def test_a_shard_whose_index_lies_is_refused(log: Path, lie: str) -> None:
 def test_names_that_leave_the_log_are_refused(log: Path) -> None:
     for name in ("../../secret", "optimizer/../../x", "/etc/passwd", "optimizer/", "parameters\n"):
         commit = attributes(log, "commit")
-        commit["checkpoints"]["0"]["sha256"][name] = "ab" * 32
+        commit["checkpoints"]["0"]["blake3"][name] = "ab" * 32
         forge(log, commit=commit)
         with pytest.raises(DamagedError, match="commit"):
             TrainingLog(log)
-        del commit["checkpoints"]["0"]["sha256"][name]
+        del commit["checkpoints"]["0"]["blake3"][name]
         commit["checkpoints"]["0"]["dtypes"][name.removeprefix("optimizer/")] = "float32"
         forge(log, commit=commit)
         with pytest.raises(DamagedError, match="commit"):

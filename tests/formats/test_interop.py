@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import zarr
+from blake3 import blake3
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class PlainLog:
     def checkpoint(self, step: int, name: str) -> NDArray[Any]:
         """An array of a checkpoint, whose digest must be right."""
         values = self.array(f"checkpoints/{step:08d}/{name}")
-        assert hashlib.sha256(values.tobytes()).hexdigest() == self.commit["checkpoints"][str(step)]["sha256"][name]
+        assert blake3(values.tobytes()).hexdigest() == self.commit["checkpoints"][str(step)]["blake3"][name]
         return values
 
     def rows(self, table: str, row: int) -> range:
@@ -155,22 +156,22 @@ def test_checkpoints_hold_bit_patterns(write: Write, dtype: str) -> None:
 def test_lossless_updates_lead_to_the_parameters_of_every_step(write: Write, dtype: str) -> None:
     log, run = write(dtype=dtype)
     bits, updates = log.checkpoint(0, "parameters"), log.array("updates")
-    digests = log.table("steps/parameters_sha256")
+    digests = log.table("steps/parameters_blake3")
     for step in range(NUM_STEPS):
         bits = undo_zigzag(bits, updates[step])
         np.testing.assert_array_equal(bits, run.parameters[step + 1])
-        assert hashlib.sha256(bits.tobytes()).digest() == digests[step].tobytes()
+        assert blake3(bits.tobytes()).digest() == digests[step].tobytes()
 
 
 @pytest.mark.parametrize("codec", ["int8", "int4"])
 def test_lossy_updates_lead_to_the_reconstruction_of_every_step(write: Write, codec: str) -> None:
     log, run = write(updates=codec)
-    bits, digests = log.checkpoint(0, "parameters"), log.table("steps/reconstruction_sha256")
+    bits, digests = log.checkpoint(0, "parameters"), log.table("steps/reconstruction_blake3")
     updates, scales = log.array("updates"), log.array("updates_scales")
     for step in range(NUM_STEPS):
         codes = updates[step] if codec == "int8" else nibbles(updates[step], len(bits))
         bits = add_codes(bits, codes, scales[step])
-        assert hashlib.sha256(bits.tobytes()).digest() == digests[step].tobytes()
+        assert blake3(bits.tobytes()).digest() == digests[step].tobytes()
         if step + 1 in log.commit["corrections"]:
             bits = undo_zigzag(bits, log.array(f"corrections/{step + 1:08d}"))
             np.testing.assert_array_equal(bits, run.parameters[step + 1])
@@ -180,7 +181,7 @@ def test_lossy_updates_lead_to_the_reconstruction_of_every_step(write: Write, co
 @pytest.mark.parametrize("codec", ["lossless", "int8", "int4"])
 def test_gradients_begin_at_zero_in_every_step(write: Write, codec: str) -> None:
     log, run = write(gradients=codec)
-    digests, rows = log.table("steps/gradient_sha256"), log.array("gradients")
+    digests, rows = log.table("steps/gradient_blake3"), log.array("gradients")
     for step, gradient in enumerate(run.gradients):
         zeros = np.zeros_like(gradient)
         if codec == "lossless":
@@ -189,7 +190,7 @@ def test_gradients_begin_at_zero_in_every_step(write: Write, codec: str) -> None
         else:
             codes = rows[step] if codec == "int8" else nibbles(rows[step], len(zeros))
             found = add_codes(zeros, codes, log.array("gradients_scales")[step])
-        assert hashlib.sha256(found.tobytes()).digest() == digests[step].tobytes()
+        assert blake3(found.tobytes()).digest() == digests[step].tobytes()
 
 
 KINDS: list[dict[str, str]] = [
