@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "25M": {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 6, "vocab_size": 6000},
     "tiny": {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 2, "vocab_size": 500},
 }
+# Large blocks go back to the system when they are freed, so that resident memory is what is in use. It costs time.
+PRECISE_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 SHARED = Path(__file__).parents[2] / "shared"
-
-# Large blocks go back to the system when they are freed, so that resident memory is what is in use.
-ENVIRONMENT = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def make_model(shape: str) -> Any:
@@ -51,66 +51,92 @@ def make_model(shape: str) -> Any:
     return LlamaForCausalLM(config)
 
 
-def train(folder: Path, shape: str, codec: str, steps: int, threads: int) -> dict[str, Any]:
-    """Trains with AdamW and clipping on 8 rows of 256 tokens a step, plain or recorded."""
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
-    model = make_model(shape)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    rows = torch.randint(0, SHAPES[shape]["vocab_size"], (steps + 1, 8, 256))
-    vector_bytes = sum(p.numel() for p in model.parameters()) * 4
-    _step(model, optimizer, rows[steps])  # warms up, and makes the optimizer's state
-    started = time.perf_counter()
-    if codec == "plain":
-        for batch in rows[:steps]:
-            _step(model, optimizer, batch)
-        stopped = time.perf_counter()
-    else:
+class Training:
+    """Trains a random model with AdamW and clipping on 8 rows of 256 tokens a step."""
+
+    def __init__(self, shape: str, threads: int, steps: int) -> None:
+        """Warms up, and makes the optimizer's state."""
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(True)
+        self.model = make_model(shape)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        self.rows = torch.randint(0, SHAPES[shape]["vocab_size"], (steps + 1, 8, 256))
+        self._step(self.rows[steps])
+
+    def take(self, steps: range, recorder: Recorder | None = None) -> None:
+        """Takes steps, and waits until they are recorded."""
+        for number in steps:
+            self._step(self.rows[number])
+        if recorder is not None:
+            recorder.wait()
+
+    def _step(self, batch: torch.Tensor) -> None:
+        self.model.train()
+        self.model(input_ids=batch, labels=batch, use_cache=False).loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def recorder(self, folder: Path, codec: str, checkpoint_every: int) -> Recorder:
+        """Records it into a log."""
         description = RunDescription(
-            model_source="made here", max_grad_norm=1.0, checkpoint_every=100, updates=codec,  # type: ignore[arg-type]
+            model_source="made here", max_grad_norm=1.0, checkpoint_every=checkpoint_every, updates=codec,  # type: ignore[arg-type]
         )  # fmt: skip
-        with Recorder(folder / f"log-{codec}", model, optimizer, description):
-            started = time.perf_counter()  # the start's checkpoint comes once, however long the run
-            for batch in rows[:steps]:
-                _step(model, optimizer, batch)
-        stopped = time.perf_counter()  # all is written, the last checkpoint too
-    return {"seconds": (stopped - started) / steps, "peak": peak_bytes(), "vector": vector_bytes}
+        return Recorder(folder / "log", self.model, self.optimizer, description)
 
 
-def _step(model: Any, optimizer: torch.optim.Optimizer, batch: torch.Tensor) -> None:
-    model.train()
-    model(input_ids=batch, labels=batch, use_cache=False).loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+def overhead(folder: Path, shape: str, codec: str, steps: int, threads: int) -> dict[str, Any]:
+    """The same training plain and recorded, in turns of ten steps, so that the machine's noise meets both alike."""
+    plain, recorded = Training(shape, threads, steps), Training(shape, threads, steps)
+    seconds: dict[str, list[float]] = {"plain": [], "recorded": []}
+    recorder = recorded.recorder(folder, codec, checkpoint_every=steps)
+    with recorder:
+        for start in range(0, steps, 10):
+            block = range(start, min(start + 10, steps))
+            seconds["plain"].append(timed(plain.take, block))
+            seconds["recorded"].append(timed(recorded.take, block, recorder))
+    return seconds
 
 
-def peak_bytes() -> int:
-    """Peak resident memory of this process."""
+def peak(folder: Path, shape: str, codec: str, threads: int) -> dict[str, Any]:
+    """Peak resident memory of four steps and a checkpoint."""
+    training = Training(shape, threads, 4)
+    with training.recorder(folder, codec, checkpoint_every=4) if codec != "plain" else nullcontext():
+        training.take(range(4))
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    found = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return {"bytes": found, "vector": 4 * sum(p.numel() for p in training.model.parameters())}
+
+
+def timed(work: Callable[..., Any], *arguments: Any) -> float:
+    """Seconds that it takes."""
+    started = time.perf_counter()
+    work(*arguments)
+    return time.perf_counter() - started
 
 
 def show_overhead(console: Console, options: argparse.Namespace, folder: Path) -> None:
-    """Plain and recorded training in turns, so that the machine's noise meets both."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for turn in range(options.turns):
-        for codec in ("plain", *CODECS):
-            measured = in_own_process(
-                train, folder / f"{turn}-{codec}", options.shape, codec, options.steps, options.threads
-            )
-            found.setdefault(codec, []).append(measured)
-    plain = statistics.median(run["seconds"] for run in found["plain"])
-    base = min(run["peak"] for run in found["plain"])
-    table = Table("updates", "seconds a step", "overhead", "extra memory in vectors")
-    for codec, runs in found.items():
-        seconds = statistics.median(run["seconds"] for run in runs)
-        extra = (max(run["peak"] for run in runs) - base) / runs[0]["vector"]
-        table.add_row(codec, f"{seconds:.3f}", f"{100 * (seconds / plain - 1):.1f} %", f"{extra:.2f}")
+    """What recording adds to a training step's time and to the process's memory."""
+    shape, steps, threads = options.shape, options.steps, options.threads
+    base = in_own_process(peak, folder / "plain", shape, "plain", threads, environment=PRECISE_MEMORY)
+    table = Table("updates", "plain, s a step", "recorded", "overhead", "middle half", "extra memory in vectors")
+    for codec in CODECS:
+        seconds = in_own_process(overhead, folder / codec, shape, codec, steps, threads)
+        shares = [b / a - 1 for a, b in zip(seconds["plain"], seconds["recorded"], strict=True)]
+        low, _, high = statistics.quantiles(shares, n=4) if len(shares) > 1 else (shares * 3)
+        plain, recorded = (sum(seconds[name]) for name in ("plain", "recorded"))
+        found = in_own_process(peak, folder / f"peak-{codec}", shape, codec, threads, environment=PRECISE_MEMORY)
+        table.add_row(
+            codec,
+            f"{plain / steps:.3f}",
+            f"{recorded / steps:.3f}",
+            f"{recorded / plain - 1:.1%}",
+            f"{low:.1%} to {high:.1%}",
+            f"{(found['bytes'] - base['bytes']) / found['vector']:.2f}",
+        )
     console.print(table)
     console.print(
-        f"{options.shape} Llama, 8 x 256 tokens, {options.steps} steps and one checkpoint, {options.threads} threads, "
-        f"median of {options.turns} turns"
+        f"{shape} Llama, 8 x 256 tokens, {threads} threads; {steps} steps each, in turns of ten, and one checkpoint"
     )
 
 
@@ -137,9 +163,7 @@ def show_write(console: Console, options: argparse.Namespace, folder: Path) -> N
     for name, write in _writers(folder, num_elements).items():
         seconds = []
         for number, bits in enumerate(kept):
-            started = time.perf_counter()
-            write(number, bits)
-            seconds.append(time.perf_counter() - started)
+            seconds.append(timed(write, number, bits))
         size = sum(file.stat().st_size for file in (folder / name).rglob("*") if file.is_file())
         table.add_row(name, f"{statistics.median(seconds[1:]):.3f}", f"{size / num_elements / (steps + 1):.2f}")
     console.print(table)
@@ -176,7 +200,7 @@ def _log_writer(path: Path, codec: str, num_elements: int) -> Callable[[int, np.
         if writer is None:
             writer = synthetic_writer(path, codec, bits)
         else:
-            writer.append(empty_step(), bits.copy())
+            writer.append(empty_step(), bits)
 
     return write
 
@@ -227,9 +251,7 @@ def show_read(console: Console, options: argparse.Namespace, folder: Path) -> No
     times: dict[str, list[float]] = {"bare loop": [], "window": []}
     for _ in range(options.turns):
         for name, read in (("bare loop", read_bare), ("window", read_window)):
-            started = time.perf_counter()
-            read(log)
-            times[name].append(time.perf_counter() - started)
+            times[name].append(timed(read, log))
     bare, window = (statistics.median(times[name]) for name in times)
     gigabytes = options.steps * num_elements * 4 / 1e9
     table = Table("reading", "seconds", "GB of parameters a second", "share of the bare loop's speed")
@@ -297,10 +319,12 @@ def _size_row(model: Path, data: Path, folder: Path, codec: str) -> list[str]:
     ]
 
 
-def in_own_process(part: Callable[..., dict[str, Any]], folder: Path, *arguments: Any) -> dict[str, Any]:
+def in_own_process(
+    part: Callable[..., dict[str, Any]], folder: Path, *arguments: Any, environment: dict[str, str] | None = None
+) -> dict[str, Any]:
     """Runs a part in a fresh process and returns what it measured."""
     command = [sys.executable, __file__, "part", json.dumps([part.__name__, str(folder), *arguments])]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | (environment or {}))
     measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return measured
 
@@ -309,7 +333,8 @@ def main() -> None:
     """Runs one part."""
     if sys.argv[1:2] == ["part"]:
         name, folder, *arguments = json.loads(sys.argv[2])
-        print(json.dumps({"train": train}[name](Path(folder), *arguments)))  # noqa: T201
+        measured: dict[str, Callable[..., dict[str, Any]]] = {"overhead": overhead, "peak": peak}
+        print(json.dumps(measured[name](Path(folder), *arguments)))  # noqa: T201
         return
     parts = {"overhead": show_overhead, "write": show_write, "read": show_read, "sizes": show_sizes}
     parser = argparse.ArgumentParser(description=__doc__)

@@ -9,7 +9,6 @@ The difference of two ordered forms, modulo 2^width, is the same if both leave o
 of the ordered form is its own inverse, and that is what updates are computed with.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,6 @@ BIT_DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(np.uint16),
     "float64": np.dtype(np.uint64),
 }
-
-_PIECE = 1 << 14  # elements that are worked on at once: with their temporaries they stay in the cache
 
 
 def to_ordered(bits: Bits) -> Bits:
@@ -64,18 +61,13 @@ def encode_update(before: Bits, after: Bits) -> Bits:
     Returns:
         Small unsigned integers where the parameters moved little, same dtype and shape.
     """
-    update = np.empty_like(before)
-    first, second = _scratch(before)
-    for piece in _pieces(len(before)):
-        difference = update[piece]
-        count = len(difference)
-        _mirror_negative(after[piece], difference, second[:count])
-        _mirror_negative(before[piece], first[:count], second[:count])
-        np.subtract(difference, first[:count], out=difference)
-        _spread_sign(difference, out=second[:count])
-        np.left_shift(difference, 1, out=difference)
-        np.bitwise_xor(difference, second[:count], out=difference)
-    return update
+    update, scratch, start = np.empty_like(before), np.empty_like(before), np.empty_like(before)
+    _mirror_negative(after, update, scratch)
+    _mirror_negative(before, start, scratch)
+    np.subtract(update, start, out=update)
+    _spread_sign(update, out=scratch)
+    np.left_shift(update, 1, out=update)
+    return np.bitwise_xor(update, scratch, out=update)
 
 
 def apply_update(bits: Bits, update: Bits) -> None:
@@ -85,26 +77,13 @@ def apply_update(bits: Bits, update: Bits) -> None:
         bits: bit patterns of θ[t], uint16, uint32 or uint64 `[n]`; they become those of θ[t+1].
         update: what `encode_update` made, same dtype and shape.
     """
-    first, second = _scratch(bits)
-    for piece in _pieces(len(bits)):
-        part, zigzag = bits[piece], update[piece]
-        difference, signs = first[: len(part)], second[: len(part)]
-        np.bitwise_and(zigzag, 1, out=signs)
-        np.negative(signs, out=signs)
-        np.right_shift(zigzag, 1, out=difference)
-        np.bitwise_xor(difference, signs, out=difference)
-        _mirror_negative(part, part, signs)
-        np.add(part, difference, out=part)
-        _mirror_negative(part, part, signs)
-
-
-def _pieces(count: int) -> Iterator[slice]:
-    return (slice(start, start + _PIECE) for start in range(0, count, _PIECE))
-
-
-def _scratch(bits: Bits) -> tuple[Bits, Bits]:
-    first, second = np.empty((2, min(len(bits), _PIECE)), bits.dtype)
-    return first, second
+    scratch = np.bitwise_and(update, 1)
+    np.negative(scratch, out=scratch)
+    difference = np.right_shift(update, 1)
+    np.bitwise_xor(difference, scratch, out=difference)
+    _mirror_negative(bits, bits, scratch)
+    np.add(bits, difference, out=bits)
+    _mirror_negative(bits, bits, scratch)
 
 
 def _top_bit(bits: Bits) -> int:

@@ -43,6 +43,6 @@ def array_digest(values: NDArray[Any]) -> bytes:
     return blake3(little_endian_bytes(values)).digest()
 
 
-def little_endian_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
+def little_endian_bytes(values: NDArray[Any]) -> memoryview:
     """An array's elements as they are stored and hashed."""
-    return np.ascontiguousarray(values, values.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+    return np.ascontiguousarray(values, values.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data

@@ -1,13 +1,13 @@
 """Appends steps and checkpoints to the arrays of one generation of a log."""
 
 import numpy as np
-from blake3 import blake3
 
 from lmcleaner.formats.bits import Bits
 from lmcleaner.formats.canonical import array_digest
 from lmcleaner.formats.codecs import CODECS
 from lmcleaner.formats.commit import Change, CheckpointCommit, Commit
 from lmcleaner.formats.layout import GRADIENTS, UPDATES
+from lmcleaner.formats.parallel import in_order
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.rows import RowWriter
 from lmcleaner.formats.stacks import StackWriter, spans_of
@@ -28,22 +28,23 @@ class GenerationWriter:
         num_steps: steps appended so far.
     """
 
-    def __init__(self, store: Store, tree: Tree, log: TrainingLog | None = None) -> None:
+    def __init__(self, store: Store, tree: Tree, log: TrainingLog | None = None, *, threads: int = 1) -> None:
         """Begins an empty generation, or goes on behind the committed steps of a log.
 
         Args:
             store: where the log lies.
             tree: of the generation.
             log: the log to go on with, opened at the same generation.
+            threads: that compress.
         """
-        self._store, self._tree = store, tree
+        self._store, self._tree, self._threads = store, tree, threads
         self.num_steps = log.num_steps if log else 0
         self._tables = {
             name: TableWriter(store, tree.path(name), layout, log.table(name) if log else None)
             for name, layout in tree.tables.items()
         }
         self._rows = RowWriter(self._tables, log.sample_rows if log else {}, tree.manifest.loss_divisor)
-        self._stacks = {name: StackWriter(store, tree, name, self.num_steps) for name in tree.stacks}
+        self._stacks = {name: StackWriter(store, tree, name, self.num_steps, threads) for name in tree.stacks}
         self._checkpoints: dict[int, CheckpointCommit] = dict(log.commit.checkpoints) if log else {}
         self._corrections = list(log.commit.corrections) if log else []
         # What a reader reconstructs of the last step.
@@ -59,12 +60,11 @@ class GenerationWriter:
             gradient: bit patterns of the gradient that the optimizer was given, where the log holds gradients.
         """
         self._rows.append(step)
-        self._append_digest("steps/parameters_blake3", array_digest(parameters))
-        if UPDATES in self._stacks:
-            self._append_update(parameters)
+        self._append_parameters(parameters)
         if GRADIENTS in self._stacks:
             assert gradient is not None
-            self._append_gradient(gradient)
+            spans = ((np.zeros_like(gradient[span]), gradient[span]) for span in spans_of(len(gradient)))
+            self._append_digest("steps/gradient_blake3", self._stacks[GRADIENTS].append(spans))
         self.num_steps += 1
         if self._is_lossy and self.num_steps % self._tree.manifest.checkpoint_every == 0:
             self._correct(parameters)
@@ -76,7 +76,7 @@ class GenerationWriter:
             self._correct(checkpoint.parameters)
         if UPDATES in self._stacks and self._bits is None:
             self._bits = checkpoint.parameters.copy()
-        self._checkpoints[self.num_steps] = write_checkpoint(self._store, self._tree, checkpoint)
+        self._checkpoints[self.num_steps] = write_checkpoint(self._store, self._tree, checkpoint, self._threads)
 
     def flush(self, *, finished: bool, history: tuple[Change, ...]) -> Commit:
         """Writes what waits.
@@ -102,29 +102,27 @@ class GenerationWriter:
             history=history,
         )
 
-    def _append_update(self, parameters: Bits) -> None:
-        assert self._bits is not None
-        for span in spans_of(len(parameters)):
-            self._stacks[UPDATES].append_span(self._bits[span], parameters[span])
-        if self._is_lossy:
-            self._append_digest("steps/reconstruction_blake3", array_digest(self._bits))
-
-    def _append_gradient(self, gradient: Bits) -> None:
-        digest = blake3()
-        for span in spans_of(len(gradient)):
-            stored = np.zeros_like(gradient[span])
-            self._stacks[GRADIENTS].append_span(stored, gradient[span])
-            digest.update(stored.view(np.uint8))
-        self._append_digest("steps/gradient_blake3", digest.digest())
+    def _append_parameters(self, parameters: Bits) -> None:
+        if UPDATES in self._stacks:
+            bits = self._bits
+            assert bits is not None
+            digest = self._stacks[UPDATES].append((bits[span], parameters[span]) for span in spans_of(len(bits)))
+            if not self._is_lossy:
+                self._append_digest("steps/parameters_blake3", digest)
+                return
+            self._append_digest("steps/reconstruction_blake3", digest)
+        self._append_digest("steps/parameters_blake3", array_digest(parameters))
 
     def _append_digest(self, table: str, digest: bytes) -> None:
         self._tables[table].append([np.frombuffer(digest, np.uint8)])
 
     def _correct(self, parameters: Bits) -> None:
         """Takes a lossy reconstruction to the run's own bits, and writes how."""
-        assert self._bits is not None
+        bits = self._bits
+        assert bits is not None
         exact, dtype = CODECS["lossless"], self._tree.manifest.model.dtype
         writer = VectorWriter(self._store, self._tree.correction(self.num_steps))
-        for span in spans_of(len(parameters)):
-            writer.add(exact.encode(self._bits[span], parameters[span], dtype)[0])
+        updates = (exact.encode(bits[span], parameters[span], dtype)[0] for span in spans_of(len(bits)))
+        for chunk in in_order(writer.compress, updates, self._threads):
+            writer.add(chunk)
         self._corrections.append(self.num_steps)

@@ -34,7 +34,6 @@ from lmcleaner.formats.errors import DivergedError
 
 BLOCK = 256  # elements with one scale
 
-_PIECE = 64 * BLOCK  # elements that are worked on at once: with their temporaries they stay in the cache
 _SMALLEST_SCALE, _LARGEST_SCALE = np.float32(2.0**-100), np.float32(2.0**100)
 _SMALLEST_NORMAL = {"float32": 1 << 23, "bfloat16": 1 << 7, "float64": 1 << 52}  # as bit patterns
 
@@ -110,7 +109,7 @@ def unpack_nibbles(packed: NDArray[np.uint8], count: int) -> NDArray[np.int8]:
 def _pieces(count: int) -> Iterator[tuple[slice, slice]]:
     """Elements and their blocks; a block that isn't whole comes alone, so that the others are rows of a matrix."""
     whole = count - count % BLOCK
-    bounds = sorted({*range(0, whole, _PIECE), whole, count})
+    bounds = sorted({0, whole, count})
     return ((slice(a, b), slice(a // BLOCK, -(-b // BLOCK))) for a, b in pairwise(bounds))
 
 

@@ -10,6 +10,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from lmcleaner.formats.bits import BIT_DTYPES, Bits
+from lmcleaner.formats.canonical import little_endian_bytes
 from lmcleaner.formats.chunks import ChunkError
 from lmcleaner.formats.codecs import CODECS, SPAN
 from lmcleaner.formats.layout import UPDATES, checkpoint_name, correction_name, damaged, num_spans
@@ -123,7 +124,7 @@ class Reconstruction:
         for start, stop in pairwise(self._edges):
             with self.parts.span(start, stop) as before:
                 apply(before, next(stored))
-                digest.update(before.view(np.uint8))
+                digest.update(little_endian_bytes(before))
         return digest.digest()
 
     def _correct(self, before: Bits, stored: Stored) -> None:

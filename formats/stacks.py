@@ -1,13 +1,16 @@
 """Updates and gradients: arrays `[step, parameter]`, coded span by span."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from lmcleaner.formats.bits import Bits
+from lmcleaner.formats.canonical import little_endian_bytes
 from lmcleaner.formats.codecs import CODECS, SPAN
 from lmcleaner.formats.layout import num_spans
+from lmcleaner.formats.parallel import in_order
 from lmcleaner.formats.store import Store
 from lmcleaner.formats.tree import Tree
 from lmcleaner.formats.vectors import VectorReader, VectorWriter
@@ -16,7 +19,7 @@ from lmcleaner.formats.vectors import VectorReader, VectorWriter
 class StackWriter:
     """Appends rows."""
 
-    def __init__(self, store: Store, tree: Tree, name: str, num_rows: int = 0) -> None:
+    def __init__(self, store: Store, tree: Tree, name: str, num_rows: int = 0, threads: int = 1) -> None:
         """Begins the arrays, or goes on behind the rows that are stored.
 
         Args:
@@ -24,24 +27,40 @@ class StackWriter:
             tree: of the log.
             name: of the stack.
             num_rows: rows that are stored already.
+            threads: that compress.
         """
+        self._threads = min(threads, num_spans(tree.manifest.num_elements))
         self._codec, self._dtype = CODECS[tree.codec(name)], tree.manifest.model.dtype
         self._columns = [VectorWriter(store, grid, num_rows) for grid in tree.stack(name)]
 
-    def append_span(self, before: Bits, after: Bits) -> None:
-        """Adds the next span of the row.
+    def append(self, spans: Iterable[tuple[Bits, Bits]]) -> bytes:
+        """Adds a row.
 
         Args:
-            before: what the span is coded against; becomes what a reader will reconstruct of `after`.
-            after: bit patterns of the span.
+            spans: what each span is coded against, which becomes what a reader will reconstruct, and its bit patterns.
+
+        Returns:
+            BLAKE3, 32 bytes, of what a reader will reconstruct.
         """
-        for column, values in zip(self._columns, self._codec.encode(before, after, self._dtype), strict=True):
-            column.add(values)
+        digest = blake3()
+
+        def coded() -> Iterator[tuple[NDArray[Any], ...]]:
+            for before, after in spans:
+                yield self._codec.encode(before, after, self._dtype)
+                digest.update(little_endian_bytes(before))
+
+        for chunks in in_order(self._compress, coded(), self._threads):
+            for column, chunk in zip(self._columns, chunks, strict=True):
+                column.add(chunk)
+        return digest.digest()
 
     def flush(self) -> None:
         """Writes what waits in shards that have room left."""
         for column in self._columns:
             column.flush()
+
+    def _compress(self, stored: Sequence[NDArray[Any]]) -> list[bytes]:
+        return [column.compress(values) for column, values in zip(self._columns, stored, strict=True)]
 
 
 class StackReader:

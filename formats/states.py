@@ -9,19 +9,21 @@ from numpy.typing import NDArray
 from lmcleaner.formats.canonical import array_digest
 from lmcleaner.formats.chunks import ChunkError
 from lmcleaner.formats.commit import CheckpointCommit
+from lmcleaner.formats.parallel import in_order
 from lmcleaner.formats.steps import Checkpoint, OptimizerVectors
 from lmcleaner.formats.store import Store
 from lmcleaner.formats.tree import Tree
 from lmcleaner.formats.vectors import Grid, VectorReader, VectorWriter
 
 
-def write_checkpoint(store: Store, tree: Tree, checkpoint: Checkpoint) -> CheckpointCommit:
+def write_checkpoint(store: Store, tree: Tree, checkpoint: Checkpoint, threads: int = 1) -> CheckpointCommit:
     """Writes the arrays of a checkpoint.
 
     Args:
         store: where the log lies.
         tree: of the log.
         checkpoint: the state.
+        threads: that compress it.
 
     Returns:
         What the commit record shall say of it.
@@ -34,7 +36,7 @@ def write_checkpoint(store: Store, tree: Tree, checkpoint: Checkpoint) -> Checkp
         blake3={name: array_digest(values).hex() for name, values in arrays.items()},
     )
     for name, values in arrays.items():
-        _write_vector(store, tree.vector(checkpoint.step, name, commit), values)
+        _write_vector(store, tree.vector(checkpoint.step, name, commit), values, threads)
     return commit
 
 
@@ -99,7 +101,8 @@ def _arrays(checkpoint: Checkpoint) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _write_vector(store: Store, grid: Grid, values: NDArray[Any]) -> None:
+def _write_vector(store: Store, grid: Grid, values: NDArray[Any], threads: int) -> None:
     writer = VectorWriter(store, grid)
-    for start in range(0, max(1, len(values)), grid.chunk):
-        writer.add(values[start : start + grid.chunk])
+    spans = (values[start : start + grid.chunk] for start in range(0, max(1, len(values)), grid.chunk))
+    for chunk in in_order(writer.compress, spans, threads):
+        writer.add(chunk)

@@ -91,11 +91,15 @@ class VectorWriter:
         self._chunks: list[bytes] = self._stored_chunks()
         self._is_written = True
 
-    def add(self, values: NDArray[Any]) -> None:
+    def compress(self, values: NDArray[Any]) -> bytes:
+        """The chunk of a span; any thread may ask for it."""
+        return encode_chunk(values, self._grid.chunk, self._grid.layout.compression)
+
+    def add(self, chunk: bytes) -> None:
         """Adds the next span of the row; the last one ends it."""
         grid = self._grid
         key = grid.key(self.num_rows, self._span)
-        self._chunks.append(encode_chunk(values, grid.chunk, grid.layout.compression))
+        self._chunks.append(chunk)
         self._is_written = False
         self._span += 1
         if len(self._chunks) == grid.capacity or (grid.shard_rows == 1 and self._span == grid.chunks_per_row):

@@ -29,17 +29,23 @@ class LogWriter:
     checkpoint and at the end.
     """
 
-    def __init__(self, store: Store, lock: WriterLock, tree: Tree, log: TrainingLog | None) -> None:
+    def __init__(self, store: Store, lock: WriterLock, tree: Tree, log: TrainingLog | None, threads: int) -> None:
         """Not for callers: see `create` and `resume`."""
         self._store, self._lock, self._tree = store, lock, tree
         self._manifest_digest = log.manifest_digest if log else tree.manifest.digest
-        self._generation = GenerationWriter(store, tree, log)
+        self._generation = GenerationWriter(store, tree, log, threads=threads)
         self._history = log.commit.history if log else ()
         self._metadata: dict[str, bytes] = {}
 
     @classmethod
     def create(
-        cls, location: Store | Path | str, manifest: Manifest, start: Checkpoint, *, overwrite: bool = False
+        cls,
+        location: Store | Path | str,
+        manifest: Manifest,
+        start: Checkpoint,
+        *,
+        overwrite: bool = False,
+        threads: int = 1,
     ) -> Self:
         """A new log with its checkpoint of step 0.
 
@@ -48,6 +54,7 @@ class LogWriter:
             manifest: what the log says of the run.
             start: θ[0] and the optimizer's state.
             overwrite: removes a log that lies there.
+            threads: that compress.
 
         Returns:
             The writer.
@@ -62,16 +69,17 @@ class LogWriter:
         with _released_on_error(lock):
             clear(store)
             store.write(metadata_key(""), [root])
-            writer = cls(store, lock, Tree(manifest, 0), None)
+            writer = cls(store, lock, Tree(manifest, 0), None, threads)
             writer.write_checkpoint(start)
             return writer
 
     @classmethod
-    def resume(cls, location: Store | Path | str) -> Self:
+    def resume(cls, location: Store | Path | str, *, threads: int = 1) -> Self:
         """A log that goes on behind its last committed step; what lies beyond is removed.
 
         Args:
             location: folder or URL of the log.
+            threads: that compress.
 
         Returns:
             The writer.
@@ -86,7 +94,7 @@ class LogWriter:
             log = TrainingLog(store)
             check_unchanged(log)
             remove_uncommitted(store, log)
-            return cls(store, lock, Tree(log.manifest, log.commit.generation), log)
+            return cls(store, lock, Tree(log.manifest, log.commit.generation), log, threads)
 
     @property
     def num_steps(self) -> int:

@@ -44,11 +44,8 @@ class BackgroundWriter:
         self._thread = threading.Thread(target=self._run, name="lmcleaner-writer")
         self._thread.start()
 
-    def take(self, *, alone: bool = False) -> Bits:
+    def take(self) -> Bits:
         """Waits until another vector may stand in line.
-
-        Args:
-            alone: waits until nothing stands in line.
 
         Returns:
             The vector, to be filled and to be given to `append` or `write_checkpoint`.
@@ -57,9 +54,19 @@ class BackgroundWriter:
             LmcleanerError: what went wrong in the thread.
         """
         with self._changed:
-            self._changed.wait_for(lambda: not self._waiting_jobs or (self._has_room() and not alone))
+            self._changed.wait_for(lambda: not self._waiting_jobs or self._has_room())
             self._raise()
             return self._spare.pop() if self._spare else np.empty(self._num_elements, self._dtype)
+
+    def wait(self) -> None:
+        """Waits until nothing stands in line.
+
+        Raises:
+            LmcleanerError: what went wrong in the thread.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting_jobs)
+        self._raise()
 
     def append(self, step: StepRecord, parameters: Bits, gradient: Bits | None = None) -> None:
         """Records one step; see `LogWriter.append`. The vectors may not be used after it."""

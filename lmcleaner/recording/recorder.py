@@ -1,5 +1,6 @@
 """Records any training loop through public torch hooks: model forward, before and after each optimizer step."""
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from lmcleaner.recording.repeated import RepeatedSteps
 from lmcleaner.recording.resume import open_unfinished
 from lmcleaner.training.numerics import rng_state
 from lmcleaner.training.vectors import bits_of
+
+_MAX_COMPRESSORS = 4  # more threads wait for the one that codes
 
 
 class Recorder:
@@ -77,6 +80,7 @@ class Recorder:
         self.num_steps = 0
         if self._past is not None:
             self.num_steps = self._past.find(bits_of(self._parameters), optimizer) if step is None else step
+        self._idle_cores = _idle_cores(self._parameters[0].device)
         self._last_checkpoint = self._past.checkpoints[-1] if self._past else 0
         self._gradient: Bits | None = None
         self._handles: list[Any] = []
@@ -120,11 +124,20 @@ class Recorder:
         finally:
             self._close(finished, error)
 
+    def wait(self) -> None:
+        """Waits until the steps so far are written; those since the last commit may still be lost with the process.
+
+        Raises:
+            LmcleanerError: what went wrong while they were written.
+        """
+        self._writer.wait()
+
     def _open_log(self, start: Bits) -> LogWriter:
+        threads = min(self._idle_cores or torch.get_num_threads(), _MAX_COMPRESSORS)
         if self._past is None:
             checkpoint = take_checkpoint(0, self._module, self._optimizer, start)
-            return LogWriter.create(self._store, self._manifest, checkpoint, overwrite=self._overwrite)
-        writer = LogWriter.resume(self._store)
+            return LogWriter.create(self._store, self._manifest, checkpoint, overwrite=self._overwrite, threads=threads)
+        writer = LogWriter.resume(self._store, threads=threads)
         if writer.num_steps != self._past.num_steps:
             writer.close()
             raise ExistsError(f"another process has gone on with the log: {self._store.location}", hint="try again")
@@ -202,12 +215,25 @@ class Recorder:
         self.num_steps += 1
         if self.num_steps % self._manifest.checkpoint_every == 0:
             self._write_checkpoint()
+        if not self._idle_cores:
+            self._writer.wait()
         self._last_time = time.perf_counter()  # recording itself is not part of the step
 
     def _write_checkpoint(self) -> None:
         """Writes the state before the next step, unless the log holds it or is further already."""
         if self.num_steps == self._last_checkpoint or (self._past and self.num_steps < self._past.num_steps):
             return
-        bits = bits_of(self._parameters, self._writer.take(alone=True))
+        self._writer.wait()
+        bits = bits_of(self._parameters, self._writer.take())
         self._writer.write_checkpoint(take_checkpoint(self.num_steps, self._module, self._optimizer, bits))
         self._last_checkpoint = self.num_steps
+
+
+def _idle_cores(device: torch.device) -> int:
+    """Cores that the training leaves to the writer.
+
+    Where it leaves none, the training's threads, which wait for each other, would each wait for the writer's too: the
+    same work costs half as much if all cores do it between two steps.
+    """
+    busy = torch.get_num_threads() if device.type == "cpu" else 0
+    return max(0, len(os.sched_getaffinity(0)) - busy)

@@ -21,5 +21,5 @@ def model_fingerprint(module: nn.Module) -> str:
     for name, tensor in sorted(module.state_dict().items()):
         content.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
         values = bits_of([tensor]) if tensor.is_floating_point() else tensor.cpu().numpy()
-        content.update(hashlib.sha256(little_endian_bytes(values).data).digest())
+        content.update(hashlib.sha256(little_endian_bytes(values)).digest())
     return content.hexdigest()
