@@ -42,6 +42,9 @@ check: lint types test
 
 bench: install
 	$(BIN)/python benchmarks/run.py
+	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/log.py
+	$(BIN)/python benchmarks/crash.py
+	$(BIN)/python benchmarks/damage.py
 
 docs: install
 	$(BIN)/typer lmcleaner.cli.main utils docs --name lmcleaner --title "Command line" --output docs/cli.md

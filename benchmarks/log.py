@@ -41,6 +41,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 # Large blocks go back to the system when they are freed, so that resident memory is what is in use. It costs time.
 PRECISE_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+DEFAULT_STEPS = {"overhead": 100, "write": 10, "read": 200}
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -340,7 +341,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*parts, []], default=list(parts))
     parser.add_argument("--shape", choices=list(SHAPES), default="25M")
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, help="default: overhead 100, write 10, read 200")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
@@ -348,7 +349,8 @@ def main() -> None:
     console.print(f"{device_name('cpu')}, {os.cpu_count()} processors, torch {torch.__version__}")
     for name in options.parts:
         with tempfile.TemporaryDirectory() as folder:
-            parts[name](console, options, Path(folder))
+            steps = options.steps or DEFAULT_STEPS.get(name)
+            parts[name](console, argparse.Namespace(**vars(options) | {"steps": steps}), Path(folder))
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+_UNDER_WAY = 8  # items for each thread, so that they have work while the caller writes to the disk
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """What `function` makes of each item; two for each thread are under way at most.
+    """What `function` makes of each item; eight for each thread are under way at most.
 
     Args:
         function: what the threads do, in long calls that leave the interpreter's lock; with many short ones, as numpy's
@@ -28,7 +30,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads:
         under_way: deque[Future[Result]] = deque()
         for item in items:
             under_way.append(pool.submit(function, item))
-            if len(under_way) == 2 * threads:
+            if len(under_way) == _UNDER_WAY * threads:
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()

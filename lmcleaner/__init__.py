@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         UsageError,
         VersionError,
     )
+    from lmcleaner.formats.pruning import Pruning, PruningPlan, prune
     from lmcleaner.formats.reader import TrainingLog
     from lmcleaner.formats.samples import Sample
     from lmcleaner.inspection.find import Match, find_text
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from lmcleaner.recording.describe import RunDescription
     from lmcleaner.recording.options import RecordOptions
     from lmcleaner.recording.recorder import Recorder
+    from lmcleaner.recording.resume import restore, resumed_options
     from lmcleaner.recording.training import RecordResult, record
     from lmcleaner.unlearning.options import Thresholds, UnlearnOptions
     from lmcleaner.unlearning.run import UnlearnResult, unlearn
@@ -60,6 +62,8 @@ __all__ = [
     "NotFoundError",
     "OptimizerName",
     "Propagation",
+    "Pruning",
+    "PruningPlan",
     "RecordOptions",
     "RecordResult",
     "Recorder",
@@ -77,7 +81,10 @@ __all__ = [
     "VersionError",
     "audit_model",
     "find_text",
+    "prune",
     "record",
+    "restore",
+    "resumed_options",
     "summarize",
     "unlearn",
     "verify",
@@ -85,6 +92,7 @@ __all__ = [
 
 _HOMES = {
     "lmcleaner.audit.check": ("AuditOptions", "AuditReport", "audit_model"),
+    "lmcleaner.formats.pruning": ("Pruning", "PruningPlan", "prune"),
     "lmcleaner.formats.reader": ("TrainingLog",),
     "lmcleaner.formats.samples": ("Sample",),
     "lmcleaner.inspection.find": ("Match", "find_text"),
@@ -93,6 +101,7 @@ _HOMES = {
     "lmcleaner.recording.describe": ("RunDescription",),
     "lmcleaner.recording.options": ("RecordOptions",),
     "lmcleaner.recording.recorder": ("Recorder",),
+    "lmcleaner.recording.resume": ("restore", "resumed_options"),
     "lmcleaner.recording.training": ("RecordResult", "record"),
     "lmcleaner.unlearning.options": ("Thresholds", "UnlearnOptions"),
     "lmcleaner.unlearning.run": ("UnlearnResult", "unlearn"),

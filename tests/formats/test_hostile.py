@@ -19,7 +19,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from lmcleaner.cli.main import app
 from lmcleaner.formats.arrays import group_metadata
 from lmcleaner.formats.canonical import canonical_json, json_digest, sha256_hex
 from lmcleaner.formats.chunks import encode_chunk
@@ -426,6 +428,21 @@ def test_what_would_exhaust_a_reader_is_refused_soon_and_in_little_memory(
 ) -> None:
     attack(log)
     assert_refused(log)
+
+
+@pytest.mark.parametrize("command", [("inspect",), ("inspect", "--verify"), ("inspect", "--sizes"), ("prune",)])
+@pytest.mark.parametrize("attack", WORST)
+def test_commands_end_with_a_report_or_an_error_that_has_its_exit_code(
+    log: Path, attack: Callable[[Path], None], command: tuple[str, ...]
+) -> None:
+    attack(log)
+    name, *options = command
+    result = CliRunner().invoke(app, [name, str(log), *options, "--json"])
+    document = json.loads(result.stdout)
+    codes = {cls.kind: cls.exit_code for cls in LmcleanerError.__subclasses__()}
+    expected = {codes[document["error"]["kind"]]} if "error" in document else {0, 1}
+    assert result.exit_code in expected, result.output
+    assert command != ("inspect", "--verify") or result.exit_code, "nothing found"
 
 
 def checked(content: bytes) -> bytes:
