@@ -79,8 +79,11 @@ def remove_uncommitted(store: Store, log: TrainingLog) -> None:
     Args:
         store: where the log lies.
         log: the log.
+
+    Raises:
+        DamagedError: a table can't be read, so that nobody knows what the record counts.
     """
-    counted = {LOCK, *log.tree.objects(log.commit)}
+    counted = {LOCK, *log.objects()}
     folders = {"/".join(parts[:n]) for parts in (key.split("/") for key in counted) for n in range(len(parts))}
     # Whole folders where nothing in them is counted: an empty one would puzzle other readers of Zarr.
     uncounted = [_topmost(key, folders) for key, _ in store.list() if key not in counted]

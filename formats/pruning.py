@@ -81,7 +81,9 @@ def plan_pruning(log: TrainingLog, pruning: Pruning) -> PruningPlan:
 
     Raises:
         UsageError: the run was interrupted, and would go on from what goes.
+        DamagedError: a table can't be read.
     """
+    log.check_tables()
     commit = _pruned(log, pruning)
     before, after = (set(log.tree.rows_of(UPDATES, record)) for record in (log.commit, commit))
     return PruningPlan(
@@ -108,6 +110,7 @@ def prune(location: Store | Path | str, pruning: Pruning) -> PruningPlan:
         UsageError: the place can't be written, or the run was interrupted and would go on from what goes.
         NotFoundError: no log lies there.
         ExistsError: somebody writes the log.
+        DamagedError: a table can't be read.
     """
     with open_to_rewrite(location) as log:
         plan, commit = plan_pruning(log, pruning), _pruned(log, pruning)
@@ -166,7 +169,7 @@ def _steps_per_object(log: TrainingLog) -> int:
 
 
 def _freed_bytes(log: TrainingLog, commit: Commit) -> dict[str, int]:
-    kept, counted = {LOCK, *log.tree.objects(commit)}, set(log.tree.objects(log.commit))
+    kept, counted = {LOCK, *log.tree.objects(commit)}, set(log.objects())
     freed: Counter[str] = Counter()
     for key, size in log.store.list():
         if key not in kept:

@@ -158,7 +158,7 @@ def _differs_in_length(found: bytes, expected: bytes) -> bool:
 
 
 def _leftovers(log: TrainingLog) -> Iterator[Problem]:
-    counted = {LOCK, *log.tree.objects(log.commit)}
+    counted = {LOCK, *log.objects()}
     for key, size in log.store.list():
         if key not in counted:
             yield Problem(kind="leftover", array=key, step=None, message=f"{size} bytes that nothing counts")

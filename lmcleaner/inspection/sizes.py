@@ -85,7 +85,7 @@ def sizes_of(log: TrainingLog) -> Sizes:
     Raises:
         DamagedError: a table can't be trusted.
     """
-    counted, prefix = {LOCK, *log.tree.objects(log.commit)}, log.tree.path("") + "/"
+    counted, prefix = {LOCK, *log.objects()}, log.tree.path("") + "/"
     objects = dict(log.store.list())
     parts = _grouped((log.tree.part(key) if key in counted else "leftovers", size) for key, size in objects.items())
     arrays = _grouped(
