@@ -83,7 +83,7 @@ def plan_pruning(log: TrainingLog, pruning: Pruning) -> PruningPlan:
         UsageError: the run was interrupted, and would go on from what goes.
         DamagedError: a table can't be read.
     """
-    log.check_tables()
+    counted = frozenset(log.objects())  # first: what the record claims isn't believed before
     commit = _pruned(log, pruning)
     before, after = (set(log.tree.rows_of(UPDATES, record)) for record in (log.commit, commit))
     return PruningPlan(
@@ -92,7 +92,7 @@ def plan_pruning(log: TrainingLog, pruning: Pruning) -> PruningPlan:
         gradients=commit.gradients,
         dropped_updates=ranges_of(sorted(before - after)),
         steps_per_object=_steps_per_object(log),
-        freed_bytes=_freed_bytes(log, commit),
+        freed_bytes=_freed_bytes(log, commit, counted),
     )
 
 
@@ -168,8 +168,8 @@ def _steps_per_object(log: TrainingLog) -> int:
     return log.tree.stack(UPDATES)[0].shard_rows if UPDATES in log.tree.stacks else 1
 
 
-def _freed_bytes(log: TrainingLog, commit: Commit) -> dict[str, int]:
-    kept, counted = {LOCK, *log.tree.objects(commit)}, set(log.objects())
+def _freed_bytes(log: TrainingLog, commit: Commit, counted: frozenset[str]) -> dict[str, int]:
+    kept = {LOCK, *log.tree.objects(commit)}
     freed: Counter[str] = Counter()
     for key, size in log.store.list():
         if key not in kept:

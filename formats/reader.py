@@ -131,22 +131,10 @@ class TrainingLog:
             self._cache[name] = rows
         return self._cache[name]
 
-    def check_tables(self) -> None:
-        """Reads every table, after which the commit record's numbers of rows and steps can be believed.
-
-        Raises:
-            DamagedError: a table can't be read or doesn't have the committed digest.
-        """
+    def objects(self) -> Iterator[str]:
+        """The key of every object that the log counts; every table is read first, so that its rows can be believed."""
         for name in self.tree.tables:
             self.table(name)
-
-    def objects(self) -> Iterator[str]:
-        """The key of every object that the log counts, metadata included.
-
-        Raises:
-            DamagedError: a table can't be read, so that nobody knows how many objects there are.
-        """
-        self.check_tables()
         return self.tree.objects(self.commit)
 
     def sample(self, row: int) -> Sample:

@@ -12,12 +12,9 @@ from lmcleaner.formats.canonical import little_endian_bytes
 from lmcleaner.formats.codecs import CODECS, SPAN
 from lmcleaner.formats.layout import num_spans
 from lmcleaner.formats.parallel import in_order
-from lmcleaner.formats.prefetch import ahead
 from lmcleaner.formats.store import Store
 from lmcleaner.formats.tree import Tree
 from lmcleaner.formats.vectors import VectorReader, VectorWriter
-
-_AHEAD = 4  # spans that are coded while others are compressed
 
 
 class StackWriter:
@@ -53,9 +50,7 @@ class StackWriter:
                 yield self._codec.encode(before, after, self._dtype)
                 digest.update(little_endian_bytes(before))
 
-        # Coding, compressing and writing in threads of their own, where there are threads.
-        spans_ahead = coded() if self._threads == 1 else ahead(coded(), _AHEAD)
-        with closing(in_order(self._compress, spans_ahead, self._threads)) as compressed:
+        with closing(in_order(self._compress, coded(), self._threads)) as compressed:
             for chunks in compressed:
                 for column, chunk in zip(self._columns, chunks, strict=True):
                     column.add(chunk)
