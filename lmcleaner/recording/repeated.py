@@ -97,7 +97,7 @@ class RepeatedSteps:
                 raise self._differs(number, what, part(logged), part(step))
         expected, found = self._log.parameters_digest(number + 1), array_digest(parameters)
         if found != expected:
-            raise self._differs(number, "parameters after it", f"SHA-256 {expected.hex()}", found.hex())
+            raise self._differs(number, "parameters after it", f"BLAKE3 {expected.hex()}", found.hex())
 
     def _differs(self, number: int, what: str, expected: object, found: object) -> MismatchError:
         return MismatchError(

@@ -109,7 +109,7 @@ def _other_state(run: Run) -> None:
 DIFFERENT: dict[str, tuple[Callable[[Run], None], str]] = {
     "rows": (_other_rows, r"step 4, rows: expected \['"),
     "random numbers": (_other_random_numbers, "step 4, random state"),
-    "optimizer state": (_other_state, "step 4, parameters after it: expected SHA-256"),
+    "optimizer state": (_other_state, "step 4, parameters after it: expected BLAKE3"),
 }
 
 
