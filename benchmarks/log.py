@@ -6,7 +6,6 @@ Each measured part runs in a process of its own, so that its peak memory is its 
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -33,15 +32,13 @@ from lmcleaner.formats.vectors import VectorReader
 from lmcleaner.recording.describe import RunDescription
 from lmcleaner.recording.recorder import Recorder
 from lmcleaner.training.numerics import device_name
+from processes import PRECISE_MEMORY, in_own_process, peak_bytes, run_part
 
 CODECS = ("lossless", "int8", "int4", "none")
 SHAPES: dict[str, dict[str, Any]] = {
     "25M": {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 6, "vocab_size": 6000},
     "tiny": {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 2, "vocab_size": 500},
 }
-# Large blocks go back to the system when they are freed, so that resident memory is what is in use. It costs time.
-PRECISE_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-DEFAULT_STEPS = {"overhead": 100, "write": 10, "read": 200}
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -104,9 +101,7 @@ def peak(folder: Path, shape: str, codec: str, threads: int) -> dict[str, Any]:
     training = Training(shape, threads, 4)
     with training.recorder(folder, codec, checkpoint_every=4) if codec != "plain" else nullcontext():
         training.take(range(4))
-    lines = Path("/proc/self/status").read_text().splitlines()
-    found = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    return {"bytes": found, "vector": 4 * sum(p.numel() for p in training.model.parameters())}
+    return {"bytes": peak_bytes(), "vector": 4 * sum(p.numel() for p in training.model.parameters())}
 
 
 def timed(work: Callable[..., Any], *arguments: Any) -> float:
@@ -118,7 +113,7 @@ def timed(work: Callable[..., Any], *arguments: Any) -> float:
 
 def show_overhead(console: Console, options: argparse.Namespace, folder: Path) -> None:
     """What recording adds to a training step's time and to the process's memory."""
-    shape, steps, threads = options.shape, options.steps, options.threads
+    shape, steps, threads = options.shape, options.steps or 100, options.threads
     base = in_own_process(peak, folder / "plain", shape, "plain", threads, environment=PRECISE_MEMORY)
     table = Table("updates", "plain, s a step", "recorded", "overhead", "middle half", "extra memory in vectors")
     for codec in CODECS:
@@ -157,7 +152,7 @@ def walk(num_elements: int) -> Iterator[np.ndarray]:
 def show_write(console: Console, options: argparse.Namespace, folder: Path) -> None:
     """The same parameters written by each way, one thread, fsync'd by none but the log."""
     num_elements = 25_000_000 if options.shape == "25M" else 100_000
-    steps = options.steps
+    steps = options.steps or 10
     table = Table("written as", "seconds a step", "bytes per parameter and step")
     vectors = walk(num_elements)
     kept = [next(vectors) for _ in range(steps + 1)]
@@ -229,7 +224,7 @@ def synthetic_writer(path: Path, codec: str, bits: np.ndarray) -> Any:
         training={}, environment={},
     )  # fmt: skip
     manifest = replace(manifest, updates=codec)  # type: ignore[arg-type]
-    return LogWriter.create(path, manifest, Checkpoint(step=0, parameters=bits.copy(), optimizer=state))
+    return LogWriter.create(path, manifest, Checkpoint(step=0, parameters=bits, optimizer=state))
 
 
 def empty_step() -> Any:
@@ -244,7 +239,8 @@ def show_read(console: Console, options: argparse.Namespace, folder: Path) -> No
     num_elements = 25_000_000 if options.shape == "25M" else 100_000
     vectors = walk(num_elements)
     writer = synthetic_writer(folder / "log", "lossless", next(vectors))
-    for _ in range(options.steps):
+    steps = options.steps or 200
+    for _ in range(steps):
         writer.append(empty_step(), next(vectors))
     writer.commit(finished=True)
     writer.close()
@@ -254,12 +250,12 @@ def show_read(console: Console, options: argparse.Namespace, folder: Path) -> No
         for name, read in (("bare loop", read_bare), ("window", read_window)):
             times[name].append(timed(read, log))
     bare, window = (statistics.median(times[name]) for name in times)
-    gigabytes = options.steps * num_elements * 4 / 1e9
+    gigabytes = steps * num_elements * 4 / 1e9
     table = Table("reading", "seconds", "GB of parameters a second", "share of the bare loop's speed")
     table.add_row("bare loop", f"{bare:.2f}", f"{gigabytes / bare:.2f}", "100 %")
     table.add_row("window", f"{window:.2f}", f"{gigabytes / window:.2f}", f"{100 * bare / window:.0f} %")
     console.print(table)
-    console.print(f"{num_elements:,} parameters, {options.steps} steps, median of {options.turns} turns")
+    console.print(f"{num_elements:,} parameters, {steps} steps, median of {options.turns} turns")
 
 
 def read_bare(log: TrainingLog) -> None:
@@ -320,22 +316,9 @@ def _size_row(model: Path, data: Path, folder: Path, codec: str) -> list[str]:
     ]
 
 
-def in_own_process(
-    part: Callable[..., dict[str, Any]], folder: Path, *arguments: Any, environment: dict[str, str] | None = None
-) -> dict[str, Any]:
-    """Runs a part in a fresh process and returns what it measured."""
-    command = [sys.executable, __file__, "part", json.dumps([part.__name__, str(folder), *arguments])]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | (environment or {}))
-    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return measured
-
-
 def main() -> None:
-    """Runs one part."""
-    if sys.argv[1:2] == ["part"]:
-        name, folder, *arguments = json.loads(sys.argv[2])
-        measured: dict[str, Callable[..., dict[str, Any]]] = {"overhead": overhead, "peak": peak}
-        print(json.dumps(measured[name](Path(folder), *arguments)))  # noqa: T201
+    """Prints the parts that are asked for."""
+    if run_part(overhead, peak):
         return
     parts = {"overhead": show_overhead, "write": show_write, "read": show_read, "sizes": show_sizes}
     parser = argparse.ArgumentParser(description=__doc__)
@@ -349,8 +332,7 @@ def main() -> None:
     console.print(f"{device_name('cpu')}, {os.cpu_count()} processors, torch {torch.__version__}")
     for name in options.parts:
         with tempfile.TemporaryDirectory() as folder:
-            steps = options.steps or DEFAULT_STEPS.get(name)
-            parts[name](console, argparse.Namespace(**vars(options) | {"steps": steps}), Path(folder))
+            parts[name](console, options, Path(folder))
 
 
 if __name__ == "__main__":

@@ -6,11 +6,8 @@ Each part runs in a process of its own, so that its peak memory is its own.
 import json
 import os
 import platform
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from lmcleaner.training.models import load_base_model
 from lmcleaner.training.numerics import device_name, replay_device, restored_numerics
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.state import TrainingState
+from processes import PRECISE_MEMORY, in_own_process, peak_bytes, reset_peak, run_part
 
 STEPS = 12
 BATCH = 8
@@ -35,9 +33,6 @@ SHAPES = {
 STATES = {"adamw": 2, "sgd-momentum": 1, "sgd": 0}
 RUNS = [("secant", "all", "one"), ("secant", "2", "one"), ("secant", "all", "many")]
 RUNS += [("GGN", "all", "one"), ("exact", "all", "one")]
-
-# Large blocks go back to the system when they are freed, so that resident memory is what is in use.
-ENVIRONMENT = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def make_inputs(folder: Path, size: str) -> dict[str, Any]:
@@ -67,18 +62,6 @@ def make_inputs(folder: Path, size: str) -> dict[str, Any]:
     (folder / "one.jsonl").write_text(rows[0])
     (folder / "many.jsonl").write_text("".join(rows[: STEPS * BATCH // 2]))
     return {"parameters": model.num_parameters()}
-
-
-def peak_bytes() -> int:
-    """Peak resident memory of this process since `reset_peak`."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
-def reset_peak() -> int:
-    """Forgets the peak so far; returns what is resident now."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return peak_bytes()
 
 
 def run_step(folder: Path, optimizer: str) -> dict[str, Any]:
@@ -124,22 +107,6 @@ def run_record(folder: Path, optimizer: str, size: str) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - started, "bytes": result.log_bytes}
 
 
-PARTS: dict[str, Callable[..., dict[str, Any]]] = {
-    "inputs": make_inputs,
-    "step": run_step,
-    "unlearn": run_unlearn,
-    "record": run_record,
-}
-
-
-def in_own_process(part: str, folder: Path, *arguments: str) -> dict[str, Any]:
-    """Runs a part in a fresh process and returns what it measured."""
-    command = [sys.executable, __file__, part, str(folder), *arguments]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
-    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return measured
-
-
 def measure(folder: Path, console: Console) -> None:
     """Runs all parts and prints their figures."""
     for size in SHAPES:
@@ -147,11 +114,11 @@ def measure(folder: Path, console: Console) -> None:
     columns = ("optimizer", "mode", "K", "rows", "seconds", "peak MB", "peak in vectors", "limit in vectors")
     table = Table(*columns)
     for optimizer, states in STATES.items():
-        in_own_process("record", folder, optimizer, "warm-up")
-        recorded = in_own_process("record", folder, optimizer, "large")
+        in_own_process(run_record, folder, optimizer, "warm-up", environment=PRECISE_MEMORY)
+        recorded = in_own_process(run_record, folder, optimizer, "large", environment=PRECISE_MEMORY)
         elements = TrainingLog(folder / f"log-large-{optimizer}").manifest.num_elements
         vector = elements * 4
-        step = in_own_process("step", folder, optimizer)
+        step = in_own_process(run_step, folder, optimizer, environment=PRECISE_MEMORY)
         activations = max(0, step["peak"] - vector)  # its gradient is a vector that the limit counts apart
         console.print(
             f"{optimizer}: {elements:,} parameters, {vector / 1e6:.1f} MB a vector; recording "
@@ -160,7 +127,7 @@ def measure(folder: Path, console: Console) -> None:
         )
         limit = (2 + 2 * states + 2) + activations / vector
         for mode, steps, forget in RUNS:
-            found = in_own_process("unlearn", folder, optimizer, mode, steps, forget)
+            found = in_own_process(run_unlearn, folder, optimizer, mode, steps, forget, environment=PRECISE_MEMORY)
             rows = "1" if forget == "one" else str(STEPS * BATCH // 2)
             peak = found["peak"]
             seconds = f"{found['seconds']:.1f}"
@@ -172,10 +139,8 @@ def measure(folder: Path, console: Console) -> None:
 
 
 def main() -> None:
-    """Without arguments measures everything; with arguments runs one part and prints its figures as JSON."""
-    if len(sys.argv) > 1:
-        part, folder, *arguments = sys.argv[1:]
-        print(json.dumps(PARTS[part](Path(folder), *arguments)))  # noqa: T201
+    """Measures everything."""
+    if run_part(run_step, run_unlearn, run_record):
         return
     console = Console(width=120)
     console.print(

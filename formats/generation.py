@@ -123,6 +123,5 @@ class GenerationWriter:
         exact, dtype = CODECS["lossless"], self._tree.manifest.model.dtype
         writer = VectorWriter(self._store, self._tree.correction(self.num_steps))
         updates = (exact.encode(bits[span], parameters[span], dtype)[0] for span in spans_of(len(bits)))
-        for chunk in in_order(writer.compress, updates, self._threads):
-            writer.add(chunk)
+        in_order(writer.compress, updates, writer.add, self._threads)
         self._corrections.append(self.num_steps)

@@ -1,7 +1,6 @@
 """Updates and gradients: arrays `[step, parameter]`, coded span by span."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
 from typing import Any
 
 from blake3 import blake3
@@ -50,10 +49,7 @@ class StackWriter:
                 yield self._codec.encode(before, after, self._dtype)
                 digest.update(little_endian_bytes(before))
 
-        with closing(in_order(self._compress, coded(), self._threads)) as compressed:
-            for chunks in compressed:
-                for column, chunk in zip(self._columns, chunks, strict=True):
-                    column.add(chunk)
+        in_order(self._compress, coded(), self._add, self._threads)
         return digest.digest()
 
     def flush(self) -> None:
@@ -63,6 +59,10 @@ class StackWriter:
 
     def _compress(self, stored: Sequence[NDArray[Any]]) -> list[bytes]:
         return [column.compress(values) for column, values in zip(self._columns, stored, strict=True)]
+
+    def _add(self, chunks: Sequence[bytes]) -> None:
+        for column, chunk in zip(self._columns, chunks, strict=True):
+            column.add(chunk)
 
 
 class StackReader:

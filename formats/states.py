@@ -104,5 +104,4 @@ def _arrays(checkpoint: Checkpoint) -> dict[str, NDArray[Any]]:
 def _write_vector(store: Store, grid: Grid, values: NDArray[Any], threads: int) -> None:
     writer = VectorWriter(store, grid)
     spans = (values[start : start + grid.chunk] for start in range(0, max(1, len(values)), grid.chunk))
-    for chunk in in_order(writer.compress, spans, threads):
-        writer.add(chunk)
+    in_order(writer.compress, spans, writer.add, threads)

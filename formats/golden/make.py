@@ -5,7 +5,6 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ def write_log(location: Path | Store, golden: Golden) -> Run:
         The run that the log holds in the end.
     """
     run, store = make_run(golden), open_store(location, writable=True)
-    with LogWriter.create(store, run.manifest, _copy(run.checkpoints[0])) as writer:
+    with LogWriter.create(store, run.manifest, run.checkpoints[0]) as writer:
         _append(writer, run)
         writer.commit(finished=True)
     if not golden.is_redacted:
@@ -56,7 +55,7 @@ def _write_next_generation(store: Store, run: Run) -> None:
     log = TrainingLog(store)
     tree = Tree(log.manifest, log.commit.generation + 1)
     writer = GenerationWriter(store, tree)
-    writer.write_checkpoint(_copy(run.checkpoints[0]))
+    writer.write_checkpoint(run.checkpoints[0])
     _append(writer, run)
     details = {"samples": [sample.digest.hex() for sample in run.steps[0].samples[:1]]}
     change = Change(kind="redaction", time="2026-02-03T04:05:06+00:00", root_before=log.root, details=details)
@@ -69,9 +68,9 @@ def _write_next_generation(store: Store, run: Run) -> None:
 def _append(writer: LogWriter | GenerationWriter, run: Run) -> None:
     has_gradients = run.manifest.gradients != "none"
     for number, step in enumerate(run.steps):
-        writer.append(step, run.parameters[number + 1].copy(), run.gradients[number] if has_gradients else None)
+        writer.append(step, run.parameters[number + 1], run.gradients[number] if has_gradients else None)
         if number + 1 in run.checkpoints:
-            writer.write_checkpoint(_copy(run.checkpoints[number + 1]))
+            writer.write_checkpoint(run.checkpoints[number + 1])
 
 
 def expected_of(run: Run) -> dict[str, Any]:
@@ -195,11 +194,6 @@ def _arrays(checkpoint: Checkpoint) -> dict[str, NDArray[Any]]:
     parts = {f"optimizer/{name}": values for name, values in {**state.vectors, **state.scalars}.items()}
     generators = np.frombuffer(checkpoint.generators, np.uint8)
     return {"parameters": checkpoint.parameters, "present": state.present, "generators": generators, **parts}
-
-
-def _copy(checkpoint: Checkpoint) -> Checkpoint:
-    """One whose parameters a writer may make its own."""
-    return replace(checkpoint, parameters=checkpoint.parameters.copy())
 
 
 def _ends(sizes: Iterable[int]) -> list[int]:

@@ -1,7 +1,7 @@
 """Small made-up runs: their manifests, steps, parameters and checkpoints, and the logs that they leave."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -106,20 +106,15 @@ def make_run(
 
 def write_run(path: Path, run: Run, *, overwrite: bool = False) -> Path:
     """Writes a run as the recorder does: a checkpoint before the step that it is named for, the last one at the end."""
-    writer = LogWriter.create(path, run.manifest, given_away(run.checkpoints[0]), overwrite=overwrite)
+    writer = LogWriter.create(path, run.manifest, run.checkpoints[0], overwrite=overwrite)
     for number, step in enumerate(run.steps):
         gradient = run.gradients[number] if run.gradients else None
-        writer.append(step, run.parameters[number + 1].copy(), gradient)
+        writer.append(step, run.parameters[number + 1], gradient)
         if number + 1 in run.checkpoints:
-            writer.write_checkpoint(given_away(run.checkpoints[number + 1]))
+            writer.write_checkpoint(run.checkpoints[number + 1])
     writer.commit(finished=True)
     writer.close()
     return path
-
-
-def given_away(checkpoint: Checkpoint) -> Checkpoint:
-    """A copy whose parameters a writer may make its own."""
-    return replace(checkpoint, parameters=checkpoint.parameters.copy())
 
 
 def _random_sample(rng: np.random.Generator, length: int) -> Sample:

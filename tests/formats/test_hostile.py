@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -14,17 +13,23 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import google_crc32c
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from hostile_logs import (
+    NUM_STEPS,
+    TABLE_NAMES,
+    WORST,
+    Document,
+    attributes,
+    forge,
+    forge_table,
+    shard_of,
+)
 from lmcleaner.cli.main import app
-from lmcleaner.formats.arrays import group_metadata
-from lmcleaner.formats.canonical import canonical_json, json_digest, sha256_hex
-from lmcleaner.formats.chunks import encode_chunk
 from lmcleaner.formats.errors import DamagedError, LmcleanerError, NotFoundError, VersionError
 from lmcleaner.formats.layout import TABLES
 from lmcleaner.formats.reader import TrainingLog
@@ -35,8 +40,6 @@ if TYPE_CHECKING:
 
 MakeRun = Callable[..., "Run"]
 WriteRun = Callable[..., Path]
-Document = dict[str, Any]
-NUM_STEPS = 4
 MEMORY_BYTES = 200_000_000
 
 # Reads what the first argument names and prints "ERROR-CLASS SECONDS BYTES", without the time and memory of imports.
@@ -102,42 +105,6 @@ def logs(make_run: MakeRun, write_run: WriteRun, tmp_path_factory: pytest.TempPa
 def log(logs: dict[str, Path], tmp_path: Path) -> Path:
     """A lossless log to change."""
     return shutil.copytree(logs["lossless"], tmp_path / "log")
-
-
-def attributes(log: Path, group: str = "") -> Document:
-    document: Document = json.loads((log / group / "zarr.json").read_text())["attributes"]
-    return document
-
-
-def forge(log: Path, manifest: Any = None, commit: Any = None) -> None:
-    """Replaces the manifest, the commit record or both, under a root that is right again."""
-    manifest = attributes(log) if manifest is None else manifest
-    commit = attributes(log, "commit") if commit is None else commit
-    (log / "zarr.json").write_bytes(group_metadata(manifest))
-    if isinstance(commit, dict):
-        content = {name: value for name, value in commit.items() if name != "root"}
-        commit = {**content, "root": json_digest({"manifest": json_digest(manifest), **content})}
-    (log / "commit" / "zarr.json").write_bytes(canonical_json(plain_group(commit)))
-
-
-def plain_group(content: Any) -> Document:
-    return {"zarr_format": 3, "node_type": "group", "attributes": content}
-
-
-def forge_table(log: Path, name: str, rows: Any, *, claimed: int | None = None) -> None:
-    """Replaces a table's rows, of which there are fewer than a chunk takes, under a digest that is right."""
-    opened = TrainingLog(log)
-    layout = opened.tree.tables[name]
-    values = np.asarray(rows, layout.dtype).reshape(-1, *layout.row)
-    chunk = log / opened.tree.path(name) / "c" / "/".join("0" * len(layout.chunk))
-    chunk.parent.mkdir(parents=True, exist_ok=True)
-    chunk.write_bytes(encode_chunk(values, math.prod(layout.chunk), layout.compression))
-    commit = attributes(log, "commit")
-    commit["tables"][name] = {
-        "rows": len(values) if claimed is None else claimed,
-        "sha256": sha256_hex(values.tobytes()),
-    }
-    forge(log, commit=commit)
 
 
 def read_everything(path: Path) -> list[LmcleanerError]:
@@ -253,9 +220,6 @@ def test_any_change_of_a_record_is_refused_or_harmless(
     assert all(str(error) for error in read_everything(log))
 
 
-TABLE_NAMES = [table.name for table in TABLES]
-
-
 @fuzzed
 @given(data=st.data())
 def test_any_rows_of_any_table_are_refused_or_harmless(
@@ -299,129 +263,6 @@ def test_a_record_that_is_no_canonical_document_is_refused(log: Path, content: s
         TrainingLog(log)
 
 
-def claim_rows(log: Path) -> None:
-    """Every table of a level claims rows that nobody could hold, and a chunk of zeros is there for the first ones."""
-    commit = attributes(log, "commit")
-    for name in TABLE_NAMES:
-        if name.startswith(("rng/", "occurrences/")):
-            commit["tables"][name]["rows"] = 10**12
-    forge(log, commit=commit)
-
-
-def claim_steps(log: Path) -> None:
-    """The log claims steps that nobody could have taken, with updates and a table row for each."""
-    commit = attributes(log, "commit")
-    commit["steps"] = 10**12
-    commit["updates"] = [[0, 10**12]]
-    for name in TABLE_NAMES:
-        if name.startswith("steps/") and commit["tables"][name]["rows"]:
-            commit["tables"][name]["rows"] = 10**12
-    forge(log, commit=commit)
-
-
-def claim_elements(log: Path) -> None:
-    """One parameter has as many elements as the schema lets it have."""
-    manifest = attributes(log)
-    first = manifest["parameters"][0]
-    manifest["parameters"] = [first | {"shape": [2**19, 2**19], "offset": 0}]
-    forge(log, manifest=manifest)
-
-
-def claim_elements_and_shards(log: Path) -> None:
-    """As above, and the first shard of a checkpoint holds what it must."""
-    claim_elements(log)
-    grid = TrainingLog(log).tree.vector(0, "parameters", TrainingLog(log).commit.checkpoints[0])
-    chunk = encode_chunk(np.zeros(grid.chunk, grid.layout.dtype), grid.chunk, grid.layout.compression)
-    shard_of(log / grid.key(0, 0), [chunk] * grid.shard_chunks)
-
-
-def claim_small_chunk(log: Path) -> None:
-    """A Blosc frame says that two gigabytes come out of it."""
-    chunk = log / "generation-0" / "samples" / "tokens" / "c" / "0"
-    frame = bytearray(chunk.read_bytes()[:-4])
-    frame[4:8] = (2**31 - 17).to_bytes(4, "little")
-    chunk.write_bytes(checked(bytes(frame)))
-
-
-def claim_blocks(log: Path) -> None:
-    """A Blosc frame says that its blocks are of another size than they are."""
-    chunk = log / "generation-0" / "samples" / "tokens" / "c" / "0"
-    frame = bytearray(chunk.read_bytes()[:-4])
-    frame[8:12] = (1).to_bytes(4, "little")
-    chunk.write_bytes(checked(bytes(frame)))
-
-
-def sparse_file(log: Path) -> None:
-    """An update is a hole of ten gigabytes."""
-    with (log / "generation-0" / "updates" / "c" / "0" / "0").open("wb") as file:
-        file.truncate(10 * 2**30)
-
-
-def sparse_chunk(log: Path) -> None:
-    """A table's chunk is a hole of ten gigabytes."""
-    with (log / "generation-0" / "samples" / "tokens" / "c" / "0").open("wb") as file:
-        file.truncate(10 * 2**30)
-
-
-def sparse_metadata(log: Path) -> None:
-    """The metadata of an array is a hole of ten gigabytes."""
-    with (log / "generation-0" / "samples" / "tokens" / "zarr.json").open("wb") as file:
-        file.truncate(10 * 2**30)
-
-
-def sparse_manifest(log: Path) -> None:
-    """The manifest is a hole of ten gigabytes."""
-    with (log / "zarr.json").open("wb") as file:
-        file.truncate(10 * 2**30)
-
-
-def many_corrections(log: Path) -> None:
-    """A commit record as large as it may be, of numbers."""
-    commit = attributes(log, "commit")
-    commit["corrections"] = list(range(1, 500_000))
-    forge(log, commit=commit)
-
-
-def many_parameters(log: Path) -> None:
-    """A manifest as large as it may be, of parameters."""
-    manifest = attributes(log)
-    manifest["parameters"] = [
-        {"name": f"p{number}", "shape": [2**20], "offset": number << 20, "group": 0, "index": number}
-        for number in range(50_000)
-    ]
-    forge(log, manifest=manifest)
-
-
-def many_checkpoints(log: Path) -> None:
-    """A commit record as large as it may be, of checkpoints that aren't there."""
-    commit = attributes(log, "commit")
-    entry = commit["checkpoints"]["0"] | {"dtypes": {}, "scalars": []}
-    entry["blake3"] = dict.fromkeys(("parameters", "present"), "ab" * 32)
-    commit["checkpoints"] |= {str(step): entry for step in range(1, NUM_STEPS)}
-    commit["history"] = [
-        {"kind": "pruning", "time": "", "root_before": "ab" * 32, "details": {"a": [number]}}
-        for number in range(20_000)
-    ]
-    forge(log, commit=commit)
-
-
-WORST = [
-    claim_rows,
-    claim_steps,
-    claim_elements,
-    claim_elements_and_shards,
-    claim_small_chunk,
-    claim_blocks,
-    sparse_file,
-    sparse_chunk,
-    sparse_metadata,
-    sparse_manifest,
-    many_corrections,
-    many_parameters,
-    many_checkpoints,
-]
-
-
 @pytest.mark.parametrize("attack", WORST)
 def test_what_would_exhaust_a_reader_is_refused_soon_and_in_little_memory(
     log: Path, attack: Callable[[Path], None]
@@ -443,21 +284,6 @@ def test_commands_end_with_a_report_or_an_error_that_has_its_exit_code(
     expected = {codes[document["error"]["kind"]]} if "error" in document else {0, 1}
     assert result.exit_code in expected, result.output
     assert command != ("inspect", "--verify") or result.exit_code, "nothing found"
-
-
-def checked(content: bytes) -> bytes:
-    """Content and its CRC-32C."""
-    return content + int(google_crc32c.value(content)).to_bytes(4, "little")
-
-
-def shard_of(file: Path, chunks: list[bytes], index: list[tuple[int, int]] | None = None) -> None:
-    """Writes a shard; its index says what is given, or the truth."""
-    if index is None:
-        edges = np.cumsum([0, *map(len, chunks)]).tolist()
-        index = list(zip(edges[:-1], map(len, chunks), strict=True))
-    content = np.array(index, "<u8").tobytes()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(b"".join([*chunks, checked(content)]))
 
 
 NOWHERE = 2**64 - 1

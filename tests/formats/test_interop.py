@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -221,12 +220,11 @@ def test_an_unfinished_log_can_be_read_up_to_its_last_checkpoint(
     from lmcleaner.formats.writer import LogWriter
 
     run = make_run(5)
-    copies = {step: replace(state, parameters=state.parameters.copy()) for step, state in run.checkpoints.items()}
-    writer = LogWriter.create(tmp_path / "log", run.manifest, copies[0])
+    writer = LogWriter.create(tmp_path / "log", run.manifest, run.checkpoints[0])
     for step in range(4):
-        writer.append(run.steps[step], run.parameters[step + 1].copy())
-        if step + 1 in copies:
-            writer.write_checkpoint(copies[step + 1])
+        writer.append(run.steps[step], run.parameters[step + 1])
+        if step + 1 in run.checkpoints:
+            writer.write_checkpoint(run.checkpoints[step + 1])
     log = PlainLog(tmp_path / "log")
     assert log.commit["steps"] == 3
     assert log.table("steps/lr").tolist() == [list(step.lr) for step in run.steps[:3]]

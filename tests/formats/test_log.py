@@ -31,11 +31,6 @@ if TYPE_CHECKING:
     from tests.formats.conftest import Run
 
 
-def given_away(checkpoint: Checkpoint) -> Checkpoint:
-    """A copy whose parameters a writer may make its own."""
-    return replace(checkpoint, parameters=checkpoint.parameters.copy())
-
-
 MakeRun = Callable[..., "Run"]
 WriteRun = Callable[..., Path]
 NUM_STEPS = FLUSH_STEPS + 3
@@ -171,7 +166,7 @@ def test_a_vector_longer_than_a_chunk_comes_back(make_run: MakeRun, tmp_path: Pa
     nothing = OptimizerVectors(vectors={}, dtypes={}, scalars={}, present=np.array([False]))
     start = Checkpoint(step=0, parameters=before, optimizer=nothing)
     with LogWriter.create(tmp_path / "log", replace(run.manifest, parameters=(entry,)), start) as writer:
-        writer.append(run.steps[0], after.copy())
+        writer.append(run.steps[0], after)
         writer.commit(finished=True)
     np.testing.assert_array_equal(TrainingLog(tmp_path / "log").parameters(1), after)
 
@@ -188,9 +183,9 @@ def test_a_sample_longer_than_a_table_chunk_comes_back(make_run: MakeRun, write_
 
 
 def test_steps_after_the_last_commit_are_not_there(run: Run, tmp_path: Path) -> None:
-    writer = LogWriter.create(tmp_path / "log", run.manifest, given_away(run.checkpoints[0]))
+    writer = LogWriter.create(tmp_path / "log", run.manifest, run.checkpoints[0])
     for number in range(FLUSH_STEPS + 2):
-        writer.append(run.steps[number], run.parameters[number + 1].copy())
+        writer.append(run.steps[number], run.parameters[number + 1])
     log = TrainingLog(tmp_path / "log")
     assert log.num_steps == FLUSH_STEPS
     assert plain(log.step(FLUSH_STEPS - 1)) == plain(run.steps[FLUSH_STEPS - 1])
@@ -201,11 +196,11 @@ def test_steps_after_the_last_commit_are_not_there(run: Run, tmp_path: Path) -> 
 
 
 def test_an_opened_log_stays_at_its_commit_while_the_run_goes_on(run: Run, tmp_path: Path) -> None:
-    writer = LogWriter.create(tmp_path / "log", run.manifest, given_away(run.checkpoints[0]))
-    writer.append(run.steps[0], run.parameters[1].copy())
+    writer = LogWriter.create(tmp_path / "log", run.manifest, run.checkpoints[0])
+    writer.append(run.steps[0], run.parameters[1])
     writer.commit()
     early = TrainingLog(tmp_path / "log")
-    writer.append(run.steps[1], run.parameters[2].copy())
+    writer.append(run.steps[1], run.parameters[2])
     writer.commit()
     assert (early.num_steps, TrainingLog(tmp_path / "log").num_steps) == (1, 2)
     assert plain(early.step(0)) == plain(run.steps[0])
@@ -214,7 +209,7 @@ def test_an_opened_log_stays_at_its_commit_while_the_run_goes_on(run: Run, tmp_p
 
 
 def test_a_commit_says_whether_the_run_came_to_its_end(run: Run, log: TrainingLog, tmp_path: Path) -> None:
-    LogWriter.create(tmp_path / "log", run.manifest, given_away(run.checkpoints[0]))
+    LogWriter.create(tmp_path / "log", run.manifest, run.checkpoints[0])
     assert log.commit.finished
     assert not TrainingLog(tmp_path / "log").commit.finished
 
@@ -418,7 +413,7 @@ def test_the_root_changes_with(
 
 
 def test_the_root_tells_a_finished_run_from_a_stopped_one(run: Run, tmp_path: Path) -> None:
-    writer = LogWriter.create(tmp_path / "log", run.manifest, given_away(run.checkpoints[0]))
+    writer = LogWriter.create(tmp_path / "log", run.manifest, run.checkpoints[0])
     stopped = TrainingLog(tmp_path / "log").root
     writer.commit(finished=True)
     assert TrainingLog(tmp_path / "log").root != stopped

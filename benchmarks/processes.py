@@ -1,0 +1,58 @@
+"""Runs a benchmark's parts in processes of their own, so that the peak memory of each is its own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+# Large blocks go back to the system when they are freed, so that resident memory is what is in use. It costs time.
+PRECISE_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+Measured = dict[str, Any]
+_PART = "--part"
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process since it began, or since `reset_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def reset_peak() -> int:
+    """Forgets the peak so far; returns what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_bytes()
+
+
+def in_own_process(
+    part: Callable[..., Measured], folder: Path, *arguments: Any, environment: Mapping[str, str] | None = None
+) -> Measured:
+    """What a part of the running script measures in a fresh process.
+
+    Args:
+        part: a function of the script, which must hand its parts to `run_part` first.
+        folder: its first argument.
+        arguments: the others, as JSON can hold them.
+        environment: variables to set.
+
+    Returns:
+        What the part returned.
+    """
+    command = [sys.executable, sys.argv[0], _PART, json.dumps([part.__name__, str(folder), *arguments])]
+    done = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | dict(environment or {})
+    )
+    measured: Measured = json.loads(done.stdout.splitlines()[-1])
+    return measured
+
+
+def run_part(*parts: Callable[..., Measured]) -> bool:
+    """Runs the part that `in_own_process` asks this process for, and prints what it measured; False if it doesn't."""
+    if sys.argv[1:2] != [_PART]:
+        return False
+    name, folder, *arguments = json.loads(sys.argv[2])
+    print(json.dumps({part.__name__: part for part in parts}[name](Path(folder), *arguments)))  # noqa: T201
+    return True
