@@ -1,5 +1,6 @@
 """Runs a benchmark's parts in processes of their own, so that the peak memory of each is its own."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -30,7 +31,7 @@ def reset_peak() -> int:
 def in_own_process(
     part: Callable[..., Measured], folder: Path, *arguments: Any, environment: Mapping[str, str] | None = None
 ) -> Measured:
-    """What a part of the running script measures in a fresh process.
+    """What a part of a script measures in a fresh process.
 
     Args:
         part: a function of the script, which must hand its parts to `run_part` first.
@@ -41,7 +42,7 @@ def in_own_process(
     Returns:
         What the part returned.
     """
-    command = [sys.executable, sys.argv[0], _PART, json.dumps([part.__name__, str(folder), *arguments])]
+    command = [sys.executable, inspect.getfile(part), _PART, json.dumps([part.__name__, str(folder), *arguments])]
     done = subprocess.run(
         command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | dict(environment or {})
     )
