@@ -36,12 +36,12 @@ types: install build/typed
 	set -o pipefail; $(BIN)/mypy | sed -E 's,build/typed/lmcleaner/(cli|formats)/,\1/,g; s,build/typed/,,g'
 
 test: install
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 check: lint types test
 
 bench: install
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/sweep.py
 	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/log.py
 	$(BIN)/python benchmarks/crash.py
 	$(BIN)/python benchmarks/damage.py
