@@ -209,17 +209,12 @@ def decoded(view: View, stack: str, step: int, before: Array) -> Array:
 
 def after_lossless(before: Array, update: Array) -> Array:
     """A lossless update, with Python's own whole numbers where an element changes."""
-    width = before.dtype.itemsize * 8
-    top, ones = 1 << (width - 1), (1 << width) - 1
-
-    def mirrored(bits: int) -> int:
-        return bits ^ (top - 1) if bits & top else bits
-
+    ones = (1 << before.dtype.itemsize * 8) - 1
     after = before.copy()
     for place in np.flatnonzero(update).tolist():
         zigzag = int(update[place])
         difference = (zigzag >> 1) ^ (ones if zigzag & 1 else 0)
-        after[place] = mirrored((mirrored(int(before[place])) + difference) & ones)
+        after[place] = (int(before[place]) + difference) & ones
     return after
 
 

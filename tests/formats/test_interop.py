@@ -67,11 +67,8 @@ class PlainLog:
 
 
 def undo_zigzag(bits: NDArray[Any], update: NDArray[Any]) -> NDArray[Any]:
-    """The lossless codec: bit patterns in the order of the floats, and a zigzag difference modulo their width."""
-    top = bits.dtype.type(1 << (bits.itemsize * 8 - 1))
-    difference = (update >> 1) ^ (0 - (update & 1))
-    ordered = np.where(bits & top, bits ^ (top - 1), bits) + difference
-    return np.asarray(np.where(ordered & top, ordered ^ (top - 1), ordered), bits.dtype)
+    """The lossless codec: a zigzag difference of bit patterns, modulo their width."""
+    return np.asarray(bits + ((update >> 1) ^ (0 - (update & 1))), bits.dtype)
 
 
 def add_codes(bits: NDArray[Any], codes: NDArray[Any], scales: NDArray[Any]) -> NDArray[Any]:

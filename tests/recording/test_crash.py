@@ -54,7 +54,7 @@ def limited_files(size: int) -> Iterator[None]:
 
 def test_a_full_disk_stops_the_run_with_a_log_that_can_go_on(options: RecordOptions, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with limited_files(130_000), pytest.raises(ResourceError, match=r"can't write: .*File too large") as caught:
+    with limited_files(170_000), pytest.raises(ResourceError, match=r"can't write: .*File too large") as caught:
         record(log, options)
     assert caught.value.exit_code == 30
     left = TrainingLog(log)
