@@ -34,10 +34,11 @@ def encode_update(before: Bits, after: Bits) -> Bits:
         Small unsigned integers where the parameters moved little, same dtype and shape.
     """
     width = before.dtype.itemsize * 8
-    update = np.subtract(after, before)
+    update: Bits = np.subtract(after, before)
     sign = np.right_shift(update.view(f"i{before.dtype.itemsize}"), width - 1).view(before.dtype)  # all ones, or 0
     np.left_shift(update, 1, out=update)
-    return np.bitwise_xor(update, sign, out=update)
+    np.bitwise_xor(update, sign, out=update)
+    return update
 
 
 def apply_update(bits: Bits, update: Bits) -> None:

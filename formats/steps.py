@@ -65,7 +65,8 @@ class OptimizerVectors:
     """The optimizer's state, part by part, as flat vectors.
 
     Attributes:
-        vectors: bit patterns `[num_elements]` of each part that has the parameters' shape, such as "exp_avg".
+        vectors: bit patterns `[num_elements]` of each part that is no single number, such as "exp_avg"; a part that
+            is shorter than its parameter stands at the beginning of the parameter's place.
         dtypes: dtype names of `vectors`, such as "float32".
         scalars: float64 `[num_parameters]` of each part that is one number a parameter, such as "step".
         present: bool `[num_parameters]`; False where the optimizer holds nothing for the parameter yet.

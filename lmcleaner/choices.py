@@ -29,11 +29,20 @@ def choose(kind: type[Choice], value: str, option: str) -> Choice:
 
 
 class OptimizerName(StrEnum):
-    """Optimizers that a run can be recorded with."""
+    """Optimizers of torch that a command can record with; the recorder takes those that need arguments besides."""
 
     ADAMW = "adamw"
     ADAM = "adam"
     SGD = "sgd"
+    ADADELTA = "adadelta"
+    ADAFACTOR = "adafactor"
+    ADAGRAD = "adagrad"
+    ADAMAX = "adamax"
+    ASGD = "asgd"
+    NADAM = "nadam"
+    RADAM = "radam"
+    RMSPROP = "rmsprop"
+    RPROP = "rprop"
 
 
 class Scheduler(StrEnum):

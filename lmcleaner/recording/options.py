@@ -31,7 +31,7 @@ class RecordOptions:
         batch_size: rows of a microbatch.
         grad_accum: microbatches of a step.
         lr: peak learning rate.
-        optimizer: AdamW and Adam with betas 0.9 and 0.999 and epsilon 1e-8, or SGD.
+        optimizer: AdamW and Adam with betas 0.9 and 0.999 and epsilon 1e-8; all others with torch's defaults.
         momentum: momentum of SGD.
         nesterov: Nesterov's form of it.
         weight_decay: of all parameters but biases and norms.
@@ -104,6 +104,8 @@ class RecordOptions:
                 raise UsageError(f"--{name}: expected {expected}, found {getattr(self, name.replace('-', '_'))}")
         if self.optimizer is not OptimizerName.SGD and (self.momentum or self.nesterov):
             raise UsageError(f"--momentum and --nesterov belong to sgd: found optimizer {self.optimizer}")
+        if self.optimizer is OptimizerName.RPROP and self.weight_decay:
+            raise UsageError(f"--weight-decay: rprop has none: expected 0, found {self.weight_decay}")
         if self.overwrite and self.resume:
             raise UsageError("--overwrite and --resume contradict each other: found both")
         if self.nesterov and not self.momentum:

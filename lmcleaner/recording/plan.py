@@ -5,13 +5,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lmcleaner.choices import OptimizerName
+import torch
+
 from lmcleaner.data.encoding import Encoding
 from lmcleaner.data.rows import RowSource
 from lmcleaner.recording.describe import RunDescription
+from lmcleaner.recording.optimizer import optimizer_class
 from lmcleaner.recording.options import RecordOptions
 from lmcleaner.recording.storage import StorageEstimate, estimate_storage
 from lmcleaner.training.models import padding_token, tokenizer_digest
+from lmcleaner.training.optimizers import describe_optimizer, state_vectors
 
 
 def planned_steps(num_rows: int, options: RecordOptions) -> int:
@@ -24,11 +27,13 @@ def planned_steps(num_rows: int, options: RecordOptions) -> int:
 
 def expected_storage(model: Any, num_steps: int, options: RecordOptions) -> StorageEstimate:
     """What the log of the whole run will take."""
+    kind, arguments = optimizer_class(options)
+    entry = describe_optimizer(kind([torch.zeros(1)], **arguments))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return estimate_storage(
         num_elements=sum(parameter.numel() for parameter in trained),
         item_bytes=trained[0].element_size(),
-        state_vectors=2 if options.optimizer is not OptimizerName.SGD else int(options.momentum > 0),
+        state_vectors=state_vectors(entry),
         num_steps=num_steps,
         rows_per_step=options.batch_size * options.grad_accum,
         checkpoint_every=options.checkpoint_every,

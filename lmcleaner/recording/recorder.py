@@ -57,7 +57,7 @@ class Recorder:
         Args:
             log: folder, URL or store of the log; of a new one, unless the run resumes.
             module: the model, on its device, with θ[0] or, to resume, with θ[step].
-            optimizer: AdamW, Adam or SGD over its trainable parameters.
+            optimizer: one of torch's over its trainable parameters, but LBFGS and SparseAdam.
             description: what the hooks can't see.
             overwrite: removes a log that lies there.
             resume: goes on with an interrupted log.

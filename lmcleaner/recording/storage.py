@@ -46,7 +46,7 @@ def estimate_storage(
     *,
     num_elements: int,
     item_bytes: int,
-    state_vectors: int,
+    state_vectors: float,
     num_steps: int,
     rows_per_step: int,
     checkpoint_every: int,

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from lmcleaner.choices import OptimizerName
 from lmcleaner.data.encoding import Encoding
 from lmcleaner.data.rows import read_rows
 from lmcleaner.formats.places import check_place
@@ -17,6 +16,7 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
 from lmcleaner.output import atomic_folder, check_free
 from lmcleaner.progress import Progress, Silent
+from lmcleaner.recording.optimizer import optimizer_class
 from lmcleaner.recording.options import RecordOptions
 from lmcleaner.recording.plan import describe, expected_storage, plan_line, planned_steps
 from lmcleaner.recording.recorder import Recorder
@@ -193,20 +193,12 @@ def make_trainer(
         args=arguments,
         train_dataset=[{"input_ids": s.tokens.tolist(), "labels": s.labels.tolist()} for s in samples],
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED_LABEL),
-        optimizer_cls_and_kwargs=_optimizer_class(options),
+        optimizer_cls_and_kwargs=optimizer_class(options),
         callbacks=[_progress_callback(progress)] if progress is not None else None,
     )
     trainer.remove_callback(PrinterCallback)  # it prints to stdout, which is for data
     trainer.create_optimizer()
     return trainer
-
-
-def _optimizer_class(options: RecordOptions) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    """The torch class, with the arguments that `Trainer` itself would give it."""
-    if options.optimizer is OptimizerName.SGD:
-        return torch.optim.SGD, {"lr": options.lr, "momentum": options.momentum, "nesterov": options.nesterov}
-    kind = torch.optim.AdamW if options.optimizer is OptimizerName.ADAMW else torch.optim.Adam
-    return kind, {"lr": options.lr, "betas": (0.9, 0.999), "eps": 1e-8, "fused": True}
 
 
 def _progress_callback(progress: Progress) -> Any:

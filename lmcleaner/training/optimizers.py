@@ -1,21 +1,23 @@
 """The torch optimizers that a log can describe, store and rebuild."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lmcleaner.formats.errors import UsageError
+from lmcleaner.formats.errors import MismatchError, UsageError
 from lmcleaner.formats.manifest import OptimizerEntry, ParameterEntry
 from lmcleaner.formats.steps import OptimizerVectors
 from lmcleaner.training.vectors import bits_of, dtype_name, tensors_of, torch_dtype
 
+# LBFGS evaluates the loss itself, and SparseAdam wants sparse gradients: neither takes a step from a logged one.
 _SUPPORTED: dict[str, type[torch.optim.Optimizer]] = {
-    "AdamW": torch.optim.AdamW,
-    "Adam": torch.optim.Adam,
-    "SGD": torch.optim.SGD,
+    name: kind
+    for name, kind in vars(torch.optim).items()
+    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+    if name not in {"Optimizer", "LBFGS", "SparseAdam"}
 }
 
 # Set by learning-rate schedulers in every group; it plays no part in a step.
@@ -26,18 +28,18 @@ def describe_optimizer(optimizer: torch.optim.Optimizer) -> OptimizerEntry:
     """Class and hyperparameters of an optimizer.
 
     Args:
-        optimizer: a `torch.optim` AdamW, Adam or SGD.
+        optimizer: any of `torch.optim` but LBFGS and SparseAdam.
 
     Returns:
         The entry of a manifest.
 
     Raises:
-        UsageError: another class of optimizer.
+        UsageError: another class of optimizer, or one of somebody else's that is only called like one of torch's.
     """
     kind = type(optimizer)
     if _SUPPORTED.get(kind.__name__) is not kind:
         raise UsageError(
-            f"unsupported optimizer: expected torch.optim.{', '.join(sorted(_SUPPORTED))}, "
+            f"unsupported optimizer: expected one of torch.optim's {', '.join(sorted(_SUPPORTED))}, "
             f"found {kind.__module__}.{kind.__qualname__}",
             hint="a log can only be replayed through an optimizer whose state it knows",
         )
@@ -71,17 +73,14 @@ def build_optimizer(
     Raises:
         UsageError: another class of optimizer.
     """
-    if entry.name not in _SUPPORTED:
-        raise UsageError(f"unsupported optimizer: expected one of {sorted(_SUPPORTED)}, found {entry.name!r}")
     groups: list[dict[str, Any]] = []
     for number, values in enumerate(entry.groups):
         members = sorted(
             ((e.index, parameter) for e, parameter in zip(entries, parameters, strict=True) if e.group == number),
             key=lambda member: member[0],
         )
-        restored = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        groups.append({"params": [parameter for _, parameter in members], **restored})
-    return _SUPPORTED[entry.name](groups, lr=float(groups[0]["lr"]))  # type: ignore[call-arg]
+        groups.append({"params": [parameter for _, parameter in members], **_settings(values)})
+    return _class_of(entry)(groups, lr=float(groups[0]["lr"]))  # type: ignore[call-arg]
 
 
 def optimizer_vectors(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> OptimizerVectors:
@@ -92,30 +91,75 @@ def optimizer_vectors(optimizer: torch.optim.Optimizer, parameters: Sequence[Ten
         parameters: its parameters in the order of the parameter vector.
 
     Returns:
-        Copies of all parts of the state; zeros where a parameter has none yet.
+        Copies of all parts of the state; zeros where a parameter has none yet, and behind a part that is smaller than
+        its parameter, such as a row's or a column's mean in Adafactor.
+
+    Raises:
+        UsageError: a part is larger than its parameter, or of a dtype that a log can't hold.
     """
-    states = [_tensors_only(optimizer.state.get(parameter, {})) for parameter in parameters]
-    templates = {name: value for state in states for name, value in state.items()}
-    shaped = [name for name in sorted(templates) if templates[name].dim() > 0 or name.endswith("_buffer")]
-    scalars = [name for name in sorted(templates) if name not in shaped]
-
-    def part(name: str) -> list[Tensor]:
-        like = templates[name].dtype
-        return [
-            state.get(name, torch.zeros_like(parameter, dtype=like))
-            for state, parameter in zip(states, parameters, strict=True)
-        ]
-
+    states = [_state(optimizer, parameter) for parameter in parameters]
+    values = {name: value for state in states for name, value in state.items()}
+    templates = {name: v for state in states for name, v in state.items() if isinstance(v, Tensor) and v.dim()}
     return OptimizerVectors(
-        vectors={name: bits_of(part(name)) for name in shaped},
-        dtypes={name: dtype_name(templates[name].dtype) for name in shaped},
-        scalars={name: np.array([float(state.get(name, 0.0)) for state in states]) for name in scalars},
+        vectors={
+            name: bits_of(
+                _padded(state.get(name), p, templates[name]) for state, p in zip(states, parameters, strict=True)
+            )
+            for name in sorted(templates)
+        },
+        dtypes={name: dtype_name(templates[name].dtype) for name in sorted(templates)},
+        scalars={
+            name: np.array([float(state.get(name, 0.0)) for state in states])
+            for name in sorted(values.keys() - templates.keys())
+        },
         present=np.array([bool(state) for state in states]),
     )
 
 
-def _tensors_only(state: dict[str, Any]) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+def state_vectors(entry: OptimizerEntry) -> float:
+    """Elements of the state that an optimizer keeps for each element of a large parameter.
+
+    Args:
+        entry: class and hyperparameters.
+
+    Returns:
+        2.0 for Adam, 0.0 for plain SGD, and close to 0 for Adafactor, which keeps a row and a column.
+
+    Raises:
+        UsageError: another class of optimizer.
+    """
+    large = torch.zeros(256, 256)
+    state = _example_state(_class_of(entry), large, _settings(entry.groups[0]))
+    return sum(value.numel() for value in state.values() if isinstance(value, Tensor) and value.dim()) / large.numel()
+
+
+def _class_of(entry: OptimizerEntry) -> type[torch.optim.Optimizer]:
+    if entry.name not in _SUPPORTED:
+        raise UsageError(f"unsupported optimizer: expected one of {sorted(_SUPPORTED)}, found {entry.name!r}")
+    return _SUPPORTED[entry.name]
+
+
+def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyperparameters as torch has them; JSON knows no tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in group.items()}
+
+
+def _state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Any]:
+    return {name: value for name, value in optimizer.state.get(parameter, {}).items() if value is not None}
+
+
+def _padded(value: Tensor | None, parameter: Tensor, template: Tensor) -> Tensor:
+    """A part of one parameter's state, flat and as long as the parameter."""
+    if value is None:
+        return torch.zeros(parameter.numel(), dtype=template.dtype, device=parameter.device)
+    if value.numel() > parameter.numel():
+        raise UsageError(
+            "the optimizer's state can't be stored: expected at most as many elements as the parameter has, "
+            f"{parameter.numel()}, found {value.numel()}"
+        )
+    missing = parameter.numel() - value.numel()
+    flat = value.detach().reshape(-1)
+    return torch.nn.functional.pad(flat, (0, missing)) if missing else flat
 
 
 def load_vectors(
@@ -131,18 +175,41 @@ def load_vectors(
         vectors: the state.
         parameters: in the order of the parameter vector.
         entries: the same parameters in the manifest.
+
+    Raises:
+        MismatchError: this version of torch keeps another state than the one that is stored.
     """
-    device = parameters[0].device
     parts = {
-        name: tensors_of(bits, torch_dtype(vectors.dtypes[name]), entries, device)
+        name: tensors_of(bits, torch_dtype(vectors.dtypes[name]), entries, parameters[0].device)
         for name, bits in vectors.vectors.items()
     }
+    groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     for index, parameter in enumerate(parameters):
-        if not vectors.present[index]:
-            continue
-        state: dict[str, Tensor] = {name: tensors[index] for name, tensors in parts.items()}
-        for name, values in vectors.scalars.items():
-            # torch keeps the count of a fused or capturable optimizer beside the parameter, else on the CPU.
-            fused = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
-            state[name] = torch.tensor(values[index], dtype=torch.float32, device=device if fused else "cpu")
-        optimizer.state[parameter] = state
+        optimizer.state.pop(parameter, None)
+        if vectors.present[index]:
+            stored = {name: tensors[index] for name, tensors in parts.items()}
+            stored |= {name: values[index] for name, values in vectors.scalars.items()}
+            example = _example_state(type(optimizer), parameter, groups[parameter])
+            optimizer.state[parameter] = {name: _restored(name, like, stored) for name, like in example.items()}
+
+
+def _example_state(kind: type[torch.optim.Optimizer], parameter: Tensor, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What an optimizer itself keeps for a parameter like this one after a step of zero: shapes, dtypes, devices."""
+    blank = torch.zeros_like(parameter.detach()).requires_grad_()
+    blank.grad = torch.zeros_like(blank)
+    example = kind([{**settings, "params": [blank]}], lr=float(settings["lr"]))  # type: ignore[call-arg]
+    example.step()
+    return _state(example, blank)
+
+
+def _restored(name: str, like: Any, stored: Mapping[str, Any]) -> Any:
+    """A part of one parameter's state, as the optimizer keeps it."""
+    if name not in stored:
+        raise MismatchError(
+            f"the optimizer keeps a state that the log doesn't hold: expected one of {sorted(stored)}, found {name!r}",
+            hint="use the version of torch that the manifest names",
+        )
+    value = stored[name]
+    if isinstance(value, Tensor):
+        return value if value.shape == like.shape else value.reshape(-1)[: like.numel()].view(like.shape)
+    return torch.full_like(like, float(value)) if isinstance(like, Tensor) else type(like)(value)

@@ -9,6 +9,7 @@ from lmcleaner.choices import HessianMode
 from lmcleaner.formats.bits import BIT_DTYPES
 from lmcleaner.formats.layout import UPDATES
 from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.training.optimizers import state_vectors
 from lmcleaner.unlearning.windows import Window, replayed_steps
 
 # Time of one carried step as a multiple of a training step; measured on a Llama of 260,000 parameters, one thread.
@@ -91,8 +92,6 @@ def _parameter_memory(log: TrainingLog, mode: HessianMode, *, is_replayed: bool)
 
     Where the run's θ is replayed, that θ and its optimizer's state as well, beside the θ that was read last.
     """
-    first_state = log.manifest.optimizer.groups[0]
-    is_adam = log.manifest.optimizer.name in {"Adam", "AdamW"}
-    state_vectors = 2 if is_adam else int(first_state.get("momentum", 0) > 0)
-    vectors = 3 + state_vectors + int(mode is not HessianMode.SECANT) + (1 + state_vectors) * is_replayed
-    return vectors * log.manifest.num_elements * BIT_DTYPES[log.manifest.model.dtype].itemsize
+    states = state_vectors(log.manifest.optimizer)
+    vectors = 3 + states + int(mode is not HessianMode.SECANT) + (1 + states) * is_replayed
+    return int(vectors * log.manifest.num_elements) * BIT_DTYPES[log.manifest.model.dtype].itemsize

@@ -145,10 +145,17 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step(loop: Loop)
     assert TrainingLog(loop.log).num_steps == 1
 
 
-def test_another_optimizer_is_refused_before_the_run(base_model: Path, tmp_path: Path) -> None:
+class SGD(torch.optim.SGD):
+    """Somebody else's, by the name of one of torch's."""
+
+
+@pytest.mark.parametrize("kind", [SGD, torch.optim.LBFGS, torch.optim.SparseAdam])
+def test_an_optimizer_that_no_replay_could_use_is_refused_before_the_run(
+    kind: Any, base_model: Path, tmp_path: Path
+) -> None:
     loop = Loop(base_model, tmp_path / "log")
-    loop.optimizer = torch.optim.RMSprop(loop.model.parameters())  # type: ignore[assignment]
-    with pytest.raises(UsageError, match=r"unsupported optimizer.*RMSprop"):
+    loop.optimizer = kind(loop.model.parameters(), lr=0.1)
+    with pytest.raises(UsageError, match=rf"unsupported optimizer.*{kind.__name__}"):
         loop.record()
     assert not loop.log.exists()
 
