@@ -244,10 +244,10 @@ def _plan(log: "TrainingLog", options: UnlearnOptions, *, as_json: bool) -> None
             f"window: checkpoint {window.start}, steps {window.first} to {window.end}, "
             f"{window.K_used} of them after the last occurrence"
         )
-    print_text(f"{'mode':<8} {'gradients':>9} {'products':>9} {'to read':>10} {'seconds':>8} {'parameter memory':>17}")
+    print_text(f"{'mode':<16} {'gradients':>9} {'products':>9} {'to read':>10} {'seconds':>8} {'parameter memory':>17}")
     for plan in plans:
         print_text(
-            f"{plan.mode:<8} {plan.gradients:>9} {plan.products:>9} {human_bytes(plan.bytes_to_read):>10} "
+            f"{plan.mode:<16} {plan.gradients:>9} {plan.products:>9} {human_bytes(plan.bytes_to_read):>10} "
             f"{plan.seconds:>8.0f} {human_bytes(plan.parameter_memory_bytes):>17}"
         )
     print_text("memory comes on top of one training step's activations")

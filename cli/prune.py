@@ -73,7 +73,7 @@ def _request_lines(means: "Outlook") -> Iterator[str]:
             f"up to {lead_in.more_steps} more lead-in steps"
         )
     if means.replayed:
-        yield f"  GGN and exact replay θ before steps {spelled(means.replayed)}: one more gradient a step"
+        yield f"  all but secant replay θ before steps {spelled(means.replayed)}: one more gradient a step"
     if means.later_end_steps:
         yield f"  a window with a K below all ends up to {means.later_end_steps} steps later, where θ can be read"
 

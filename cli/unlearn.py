@@ -9,7 +9,7 @@ import typer
 from lmcleaner.choices import Denominator, HessianMode, Level, Propagation
 from lmcleaner.cli.console import Reporter, print_json, print_text
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Model, Quiet, default_of, parse_K
-from lmcleaner.unlearning.options import DEFAULT_DAMPING, DEFAULT_K, Thresholds, UnlearnOptions
+from lmcleaner.unlearning.options import DEFAULT_DAMPING, DEFAULT_K, DEFAULT_RANK, Thresholds, UnlearnOptions
 
 if TYPE_CHECKING:
     from lmcleaner.unlearning.run import UnlearnResult
@@ -51,6 +51,7 @@ def unlearn(
         Denominator, typer.Option(help="Divide by all rows as logged, or by the retained ones.")
     ] = Denominator.LOGGED,
     damping: Annotated[float, typer.Option(help="λ in C + λI.")] = DEFAULT_DAMPING,
+    rank: Annotated[int, typer.Option(help="Eigenpairs that --hessian-mode low_rank keeps.")] = DEFAULT_RANK,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and stop.")] = False,
     oracle: Annotated[bool, typer.Option("--oracle", help="Replay the counterfactual and measure against it.")] = False,
     redact: Annotated[
@@ -79,7 +80,7 @@ def unlearn(
     """
     options = UnlearnOptions(
         forget=forget, output=output, model=model, level=level, K=parse_K(K), hessian_mode=hessian_mode,
-        propagation=propagation, denominator=denominator, damping=damping, dry_run=dry_run, oracle=oracle,
+        propagation=propagation, denominator=denominator, damping=damping, rank=rank, dry_run=dry_run, oracle=oracle,
         redact=redact,
         thresholds=Thresholds(
             linearization_error=max_linearization_error, settled=max_settled, surviving=min_surviving,

@@ -86,6 +86,10 @@ class HessianMode(StrEnum):
     SECANT = "secant"
     EXACT = "exact"
     GGN = "GGN"
+    EMPIRICAL_FISHER = "empirical_fisher"
+    DIAG = "diag"
+    LOW_RANK = "low_rank"
+    FISHER = "fisher"
 
 
 class Propagation(StrEnum):

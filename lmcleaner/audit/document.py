@@ -128,6 +128,7 @@ def _config(log: TrainingLog, options: UnlearnOptions) -> dict[str, Any]:
         "propagation": options.propagation.value,
         "denominator": options.denominator.value,
         "damping": options.damping,
+        "rank": options.rank,
         "oracle": options.oracle,
         "redact": options.redact,
         "thresholds": asdict(options.thresholds),

@@ -12,13 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.func import functional_call
 
-from lmcleaner.curvature.kernels import twice_differentiable
-from lmcleaner.formats.samples import IGNORED_LABEL
+from lmcleaner.curvature.logits import directional_logits, target_logits
 from lmcleaner.training.batches import Inputs
-from lmcleaner.training.numerics import restore_rng, rng_state
 from lmcleaner.training.replay import ReplayModel
 
 # A forward derivative takes twice the activations of a plain pass; a quarter of the rows at once takes no more than a
@@ -43,7 +39,7 @@ def gradient_minus_product(
     weights = _output_product(replay, inputs, vector, extra)
     output = replay.module(**inputs, **extra)
     loss = replay.scaled(output.loss)
-    (loss - (weights * _target_logits(output.logits, inputs)).sum()).backward()
+    (loss - (weights * target_logits(output.logits, inputs)).sum()).backward()
 
 
 def product(replay: ReplayModel, inputs: Inputs, vector: Sequence[Tensor], extra: Mapping[str, Any]) -> list[Tensor]:
@@ -59,39 +55,14 @@ def product(replay: ReplayModel, inputs: Inputs, vector: Sequence[Tensor], extra
         One tensor for each parameter; exact up to rounding.
     """
     weights = _output_product(replay, inputs, vector, extra)
-    logits = _target_logits(replay.module(**inputs, **extra).logits, inputs)
+    logits = target_logits(replay.module(**inputs, **extra).logits, inputs)
     return list(torch.autograd.grad(logits, replay.parameters, grad_outputs=weights, materialize_grads=True))
 
 
 def _output_product(replay: ReplayModel, inputs: Inputs, vector: Sequence[Tensor], extra: Mapping[str, Any]) -> Tensor:
     """S·J·v, divided by the loss's denominator; `[target, vocab]`."""
-    logits, tangents = _directional_logits(replay, inputs, vector, extra)
+    logits, tangents = directional_logits(replay, inputs, vector, extra)
     probabilities = logits.softmax(dim=-1)
     denominator = inputs["num_items_in_batch"].to(logits.dtype) * replay.manifest.loss_divisor
     mean = torch.linalg.vecdot(probabilities, tangents).unsqueeze(-1)
     return tangents.sub_(mean).mul_(probabilities).div_(denominator)  # in place: logits are the largest activations
-
-
-def _directional_logits(
-    replay: ReplayModel, inputs: Inputs, vector: Sequence[Tensor], extra: Mapping[str, Any]
-) -> tuple[Tensor, Tensor]:
-    """Logits of the targets and their derivative in direction v, both `[target, vocab]`, without a graph."""
-    state = rng_state(replay.device)
-    names = [entry.name for entry in replay.manifest.parameters]
-    without_labels = {name: value for name, value in inputs.items() if name in {"input_ids", "attention_mask"}}
-    with torch.no_grad(), forward_ad.dual_level(), twice_differentiable(replay.module):
-        duals = {
-            name: forward_ad.make_dual(parameter.detach(), direction)
-            for name, parameter, direction in zip(names, replay.parameters, vector, strict=True)
-        }
-        output = functional_call(replay.module, duals, (), {**without_labels, **extra, "use_cache": False})
-        logits, tangents = forward_ad.unpack_dual(_target_logits(output.logits, inputs))
-    restore_rng(state, replay.device)  # the backward pass that follows must drop what this pass dropped
-    return logits, tangents
-
-
-def _target_logits(logits: Tensor, inputs: Inputs) -> Tensor:
-    """Logits that predict a counted token, in float32 at least, as the loss takes them; `[target, vocab]`."""
-    targets = inputs["labels"][:, 1:] != IGNORED_LABEL
-    selected = logits[:, :-1][targets]
-    return selected.float() if selected.dtype in {torch.bfloat16, torch.float16} else selected

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lmcleaner.choices import Denominator, HessianMode
-from lmcleaner.curvature import exact, ggn
+from lmcleaner.curvature import empirical_fisher, exact, ggn
 from lmcleaner.formats.steps import StepRecord
 from lmcleaner.training.batches import NOTHING, Digests, Inputs, row_parts
 from lmcleaner.training.replay import ReplayModel
@@ -14,7 +14,7 @@ from lmcleaner.training.state import Gradient
 
 
 class Operator(Protocol):
-    """A curvature matrix C that is never written down; the functions of `exact` and `ggn`."""
+    """A curvature matrix C that is never written down; the functions of `exact`, `ggn` and `empirical_fisher`."""
 
     PARTS: int
 
@@ -29,7 +29,11 @@ class Operator(Protocol):
         """C·v of some rows."""
 
 
-OPERATORS: dict[HessianMode, Operator] = {HessianMode.EXACT: exact, HessianMode.GGN: ggn}
+OPERATORS: dict[HessianMode, Operator] = {
+    HessianMode.EXACT: exact,
+    HessianMode.GGN: ggn,
+    HessianMode.EMPIRICAL_FISHER: empirical_fisher,
+}
 
 
 def predicted_gradient(
@@ -46,7 +50,7 @@ def predicted_gradient(
 
     Args:
         replay: the run's model.
-        mode: EXACT takes the Hessian for C, GGN the generalized Gauss-Newton matrix.
+        mode: EXACT takes the Hessian for C, GGN the generalized Gauss-Newton matrix, EMPIRICAL_FISHER the rows' Fisher.
         step: the logged step.
         parameters: θ, in the order of the manifest.
         deviation: δ, likewise.

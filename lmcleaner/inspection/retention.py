@@ -36,7 +36,7 @@ class Outlook:
 
     Attributes:
         lead_ins: requests that must start from an earlier checkpoint.
-        replayed: [first, stop) of each range of steps before which θ can't be read any more; GGN and exact replay it.
+        replayed: [first, stop) of each range of steps before which θ can't be read any more; all but secant replay it.
         later_end_steps: steps by which a window with a K below all ends later than before, at most; its end moves on to
             where θ can be read.
         modes: what becomes of requests in each mode.

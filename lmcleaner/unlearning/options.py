@@ -9,6 +9,7 @@ from lmcleaner.formats.errors import UsageError
 
 DEFAULT_K = 800
 DEFAULT_DAMPING = 1e-4
+DEFAULT_RANK = 10
 _CHOICES = {
     "level": Level,
     "hessian_mode": HessianMode,
@@ -60,6 +61,7 @@ class UnlearnOptions:
         propagation: through the optimizer, or the paper's form.
         denominator: what the counterfactual divides by.
         damping: λ, which enters as C + λI.
+        rank: eigenpairs of the curvature that the mode low_rank keeps.
         dry_run: plans and stops.
         oracle: replays the counterfactual and reports the error against it.
         redact: makes the log that of the run without what is forgotten, and deletes what it was; needs secant, K=None
@@ -76,6 +78,7 @@ class UnlearnOptions:
     propagation: Propagation = Propagation.OPTIMIZER
     denominator: Denominator = Denominator.LOGGED
     damping: float = DEFAULT_DAMPING
+    rank: int = DEFAULT_RANK
     dry_run: bool = False
     oracle: bool = False
     redact: bool = False
@@ -94,13 +97,15 @@ class UnlearnOptions:
             raise UsageError(f"--K: expected 0 or more, or 'all', found {self.K}")
         if not 0 <= self.damping < float("inf"):
             raise UsageError(f"--damping: expected at least 0, found {self.damping}")
+        if self.rank < 1:
+            raise UsageError(f"--rank: expected at least 1, found {self.rank}")
         if self.output is None and not self.dry_run:
             raise UsageError("--output is missing: expected a folder for the model and its audit document")
         if self.redact:
             self._check_redaction()
         if self.propagation is Propagation.PAPER and self.hessian_mode is HessianMode.SECANT:
             raise UsageError(
-                "--propagation paper needs a Hessian: expected --hessian-mode GGN or exact, found secant",
+                "--propagation paper needs a Hessian: expected another --hessian-mode than secant",
                 hint="secant is exact with the default propagation",
             )
 

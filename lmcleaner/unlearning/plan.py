@@ -1,19 +1,27 @@
 """What a request will cost, told before the model is touched."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lmcleaner.choices import HessianMode
+from lmcleaner.curvature.linearized import OPERATORS
 from lmcleaner.formats.bits import BIT_DTYPES
 from lmcleaner.formats.layout import UPDATES
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.training.optimizers import state_vectors
+from lmcleaner.unlearning.options import DEFAULT_RANK
+from lmcleaner.unlearning.prediction import ESTIMATE_STEPS, PROBES
 from lmcleaner.unlearning.windows import Window, replayed_steps
 
 # Time of one carried step as a multiple of a training step; measured on a Llama of 260,000 parameters, one thread.
-_STEP_COST = {HessianMode.SECANT: 1.05, HessianMode.GGN: 2.2, HessianMode.EXACT: 3.0}
+_STEP_COST = {
+    HessianMode.SECANT: 1.05, HessianMode.EXACT: 3.0, HessianMode.GGN: 2.2, HessianMode.EMPIRICAL_FISHER: 2.2,
+    HessianMode.DIAG: 1.1, HessianMode.LOW_RANK: 1.1, HessianMode.FISHER: 1.1,
+}  # fmt: skip
+_PRODUCT_COST = 1.7  # of a product with the GGN that goes into an estimate
 NUM_MARKS = 10  # points of a window at which the prediction is held against the true gradient
 
 
@@ -44,13 +52,14 @@ class Plan:
     parameter_memory_bytes: int
 
 
-def make_plan(log: TrainingLog, windows: Sequence[Window], mode: HessianMode) -> Plan:
+def make_plan(log: TrainingLog, windows: Sequence[Window], mode: HessianMode, rank: int = DEFAULT_RANK) -> Plan:
     """What a sweep through the windows will cost.
 
     Args:
         log: the training log.
         windows: the request's windows.
         mode: how gradients are found.
+        rank: eigenpairs of LOW_RANK.
 
     Returns:
         The plan.
@@ -63,17 +72,28 @@ def make_plan(log: TrainingLog, windows: Sequence[Window], mode: HessianMode) ->
     marks = sum(min(NUM_MARKS, window.num_carried) for window in windows) if is_linearized else 0
     seconds = float(np.median(log.table("steps/seconds"))) if log.num_steps else 0.0
     step_costs = _STEP_COST[HessianMode.SECANT] * (lead_in + replayed + marks) + _STEP_COST[mode] * carried
+    estimates = sum(_estimate_products(log, window, mode, rank) for window in windows)
+    step_costs += _PRODUCT_COST * estimates
     return Plan(
         mode=mode,
         steps=lead_in + carried,
         gradients=lead_in + carried + replayed + marks,
-        products=carried if is_linearized else 0,
+        products=carried if mode in OPERATORS else estimates,
         replayed=replayed,
         updates=log.manifest.updates,
         bytes_to_read=_bytes_to_read(log, windows, readable),
         seconds=seconds * step_costs,
-        parameter_memory_bytes=_parameter_memory(log, mode, is_replayed=replayed > 0),
+        parameter_memory_bytes=_parameter_memory(log, mode, rank, is_replayed=replayed > 0),
     )
+
+
+def _estimate_products(log: TrainingLog, window: Window, mode: HessianMode, rank: int) -> int:
+    """Of the estimates: one for each stretch between checkpoints, from the first step on that has a deviation."""
+    each = {HessianMode.DIAG: PROBES, HessianMode.LOW_RANK: min(2 * rank + 1, log.manifest.num_elements)}.get(mode, 0)
+    ends = sorted({*log.checkpoint_steps, log.num_steps})
+    starts = [window.first + 1, *(step for step in ends if window.first + 1 < step < window.end)]
+    rooms = [ends[bisect_right(ends, start)] - start for start in starts if start < window.end]
+    return sum(each * min(ESTIMATE_STEPS, room) for room in rooms)
 
 
 def _bytes_to_read(log: TrainingLog, windows: Sequence[Window], readable: frozenset[int]) -> int:
@@ -87,11 +107,12 @@ def _bytes_to_read(log: TrainingLog, windows: Sequence[Window], readable: frozen
     return int(per_step * num_updates + per_checkpoint * num_checkpoints)
 
 
-def _parameter_memory(log: TrainingLog, mode: HessianMode, *, is_replayed: bool) -> int:
-    """θ, θ′, the gradient and θ′'s optimizer state; δ where a product needs it.
+def _parameter_memory(log: TrainingLog, mode: HessianMode, rank: int, *, is_replayed: bool) -> int:
+    """θ, θ′, the gradient and θ′'s optimizer state; δ where a product needs it; an estimate, and what it is made from.
 
     Where the run's θ is replayed, that θ and its optimizer's state as well, beside the θ that was read last.
     """
     states = state_vectors(log.manifest.optimizer)
-    vectors = 3 + states + int(mode is not HessianMode.SECANT) + (1 + states) * is_replayed
+    estimate = {HessianMode.DIAG: 1, HessianMode.LOW_RANK: 3 * rank + 1}.get(mode, 0)
+    vectors = 3 + states + int(mode is not HessianMode.SECANT) + (1 + states) * is_replayed + estimate
     return int(vectors * log.manifest.num_elements) * BIT_DTYPES[log.manifest.model.dtype].itemsize

@@ -2,66 +2,17 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from lmcleaner.choices import Denominator, HessianMode, Propagation
-from lmcleaner.curvature.linearized import curvature_product, predicted_gradient
+from lmcleaner.choices import HessianMode, Propagation
 from lmcleaner.formats.steps import Checkpoint, StepRecord
 from lmcleaner.training.batches import holds_forgotten
-from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.state import Gradient, TrainingState
 from lmcleaner.training.vectors import evenly_spaced
-from lmcleaner.unlearning.options import UnlearnOptions
-from lmcleaner.unlearning.request import ForgetSet
-
-
-@dataclass(slots=True)
-class Spent:
-    """Work done so far.
-
-    Attributes:
-        gradients: gradients of a whole step.
-        products: curvature products of a whole step.
-        handled: forgotten rows that were left out.
-    """
-
-    gradients: int = 0
-    products: int = 0
-    handled: int = 0
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What every step of a sweep needs to know.
-
-    Attributes:
-        replay: the run's model.
-        forget_set: what to leave out.
-        mode: how gradients are found.
-        denominator: what the counterfactual divides by.
-        damping: λ.
-        spent: counts the work.
-    """
-
-    replay: ReplayModel
-    forget_set: ForgetSet
-    mode: HessianMode
-    denominator: Denominator
-    damping: float
-    spent: Spent = field(default_factory=Spent)
-
-    def gradient(self, step: StepRecord, parameters: Sequence[Tensor]) -> Gradient:
-        """The retained rows' gradient at `parameters`."""
-        self.spent.gradients += 1
-        return self.replay.gradient(step, parameters, self.forget_set.masked, self.denominator)
-
-    def count_handled(self, number: int, step: StepRecord) -> None:
-        """Counts the rows that leave the step: all forgotten ones if it is skipped, else those that are masked."""
-        leaving = self.forget_set.digests if number in self.forget_set.skipped else self.forget_set.masked
-        self.spent.handled += sum(sample.digest in leaving for sample in step.samples)
+from lmcleaner.unlearning.prediction import Prediction
+from lmcleaner.unlearning.setting import Setting
 
 
 class Carrier(ABC):
@@ -95,9 +46,9 @@ class OptimizerCarrier(Carrier):
         state: (θ′, o′).
     """
 
-    def __init__(self, setting: Setting, checkpoint: Checkpoint) -> None:
+    def __init__(self, setting: Setting, prediction: Prediction, checkpoint: Checkpoint) -> None:
         """Begins with the run's own state, without deviation."""
-        self._setting = setting
+        self._setting, self._prediction = setting, prediction
         self.state = TrainingState(setting.replay.manifest, checkpoint, setting.replay.device)
 
     def deviation(self, parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -117,13 +68,9 @@ class OptimizerCarrier(Carrier):
             return None
         # Before anything of its size is there, so that a sweep holds no more than θ, θ′, δ and a gradient.
         true = _elements(setting.gradient(step, self.state.parameters)) if measure else None
-        setting.spent.gradients += 1
-        setting.spent.products += 1
-        gradient = predicted_gradient(
-            setting.replay, setting.mode, step, parameters,
-            [p - q.detach() for p, q in zip(parameters, self.state.parameters, strict=True)],
-            setting.damping, setting.forget_set.masked, setting.denominator,
-        )  # fmt: skip
+        gradient = self._prediction.gradient(
+            number, step, parameters, [p - q.detach() for p, q in zip(parameters, self.state.parameters, strict=True)]
+        )
         error = relative_error(_elements(gradient), true) if true is not None else None
         self.state.apply(gradient, step.lr)
         return error
@@ -141,9 +88,9 @@ class PaperCarrier(Carrier):
     A forgotten row adds -(η/B)∇ℓ when its step comes (sample level), a skipped step its whole update (batch level).
     """
 
-    def __init__(self, setting: Setting, shapes: Sequence[Tensor]) -> None:
+    def __init__(self, setting: Setting, prediction: Prediction, shapes: Sequence[Tensor]) -> None:
         """Begins without deviation."""
-        self._setting = setting
+        self._setting, self._prediction = setting, prediction
         self._deviation = [torch.zeros_like(_wide(tensor)) for tensor in shapes]
         self._before: list[Tensor] | None = None
 
@@ -166,19 +113,21 @@ class PaperCarrier(Carrier):
             self._before = [_wide(parameter).clone() for parameter in parameters]
             return None
         rates = self._rates(step)
-        error = self._carry(step, parameters, rates, measure) if any(bool(v.any()) for v in self._deviation) else None
+        error = (
+            self._carry(number, step, parameters, rates, measure)
+            if any(bool(v.any()) for v in self._deviation)
+            else None
+        )
         if holds_forgotten(step, setting.forget_set.masked):
             self._add_initial(step, parameters, rates)
         return error
 
-    def _carry(self, step: StepRecord, parameters: Sequence[Tensor], rates: list[float], measure: bool) -> float | None:
+    def _carry(
+        self, number: int, step: StepRecord, parameters: Sequence[Tensor], rates: list[float], measure: bool
+    ) -> float | None:
         setting = self._setting
-        setting.spent.products += 1
         directions = [v.to(p.dtype) for v, p in zip(self._deviation, parameters, strict=True)]
-        product = curvature_product(
-            setting.replay, setting.mode, step, parameters, directions, setting.damping,
-            setting.forget_set.masked, setting.denominator,
-        )  # fmt: skip
+        product = self._prediction.product(number, step, parameters, directions)
         error = None
         if measure:
             here = setting.gradient(step, parameters)
@@ -204,11 +153,11 @@ class PaperCarrier(Carrier):
         return [step.lr[entry.group] for entry in self._setting.replay.manifest.parameters]
 
 
-def make_carrier(options: UnlearnOptions, setting: Setting, checkpoint: Checkpoint) -> Carrier:
-    """The carrier that the options ask for, at the state of a checkpoint."""
-    if options.propagation is Propagation.PAPER:
-        return PaperCarrier(setting, setting.replay.parameters)
-    return OptimizerCarrier(setting, checkpoint)
+def make_carrier(propagation: Propagation, setting: Setting, prediction: Prediction, checkpoint: Checkpoint) -> Carrier:
+    """The carrier of a propagation, at the state of a checkpoint."""
+    if propagation is Propagation.PAPER:
+        return PaperCarrier(setting, prediction, setting.replay.parameters)
+    return OptimizerCarrier(setting, prediction, checkpoint)
 
 
 def relative_error(predicted: Tensor, true: Tensor) -> float:

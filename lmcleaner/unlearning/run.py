@@ -25,10 +25,10 @@ from lmcleaner.unlearning.combine import Correction
 from lmcleaner.unlearning.counterfactual import Counterfactual
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.plan import Plan, make_plan
-from lmcleaner.unlearning.propagation import Setting
 from lmcleaner.unlearning.redaction import open_to_redact, redaction
 from lmcleaner.unlearning.remaining import find_remaining
 from lmcleaner.unlearning.request import ForgetSet
+from lmcleaner.unlearning.setting import Setting
 from lmcleaner.unlearning.sweep import sweep_window
 from lmcleaner.unlearning.verdict import reasons_against, unmet_assumptions
 from lmcleaner.unlearning.windows import Window, windows_in
@@ -80,7 +80,7 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
     opened = open_to_redact(log_path, options, progress) if options.redact else nullcontext(TrainingLog(log_path))
     with opened as log:
         forget_set, windows = resolve_request(log, options, progress)
-        plan = make_plan(log, windows, options.hessian_mode)
+        plan = make_plan(log, windows, options.hessian_mode, options.rank)
         for line in _plan_lines(log, forget_set, windows, plan, options):
             progress.say(line)
         if options.output is not None:

@@ -14,7 +14,9 @@ from lmcleaner.training.vectors import bits_of, evenly_spaced, global_norm
 from lmcleaner.unlearning.combine import Correction
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.plan import NUM_MARKS
-from lmcleaner.unlearning.propagation import Carrier, OptimizerCarrier, Setting, make_carrier
+from lmcleaner.unlearning.prediction import make_prediction
+from lmcleaner.unlearning.propagation import Carrier, OptimizerCarrier, make_carrier
+from lmcleaner.unlearning.setting import Setting
 from lmcleaner.unlearning.trajectory import Trajectory, open_trajectory
 from lmcleaner.unlearning.windows import Window
 
@@ -87,7 +89,8 @@ def sweep_window(
         DamagedError: a part of the log that is needed can't be trusted.
     """
     trajectory = open_trajectory(log, setting.replay, window.start, options.hessian_mode)
-    carrier = make_carrier(options, setting, log.checkpoint(window.start))
+    prediction = make_prediction(log, setting, options.rank)
+    carrier = make_carrier(options.propagation, setting, prediction, log.checkpoint(window.start))
     before = setting.spent.gradients, setting.spent.products, setting.spent.handled
     replay_exact = _lead_in(log, window, carrier, progress)
     walk = _Walk(log, window, carrier, trajectory)

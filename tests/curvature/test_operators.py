@@ -27,7 +27,7 @@ from lmcleaner.training.replay import ReplayModel
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 CPU = torch.device("cpu")
-MODES = [HessianMode.EXACT, HessianMode.GGN]
+MODES = list(OPERATORS)
 TOLERANCE = 1e-8  # relative, L2
 
 # Axes: batch = rows of a microbatch, seq = tokens of a padded row, target = counted tokens, vocab = vocabulary.
@@ -221,6 +221,12 @@ def row_logits(replay: ReplayModel, vector: Tensor, sample: Sample, start: int) 
     return logits[:-1][torch.from_numpy(sample.labels[1:] != IGNORED_LABEL)]
 
 
+def row_loss(logits: Tensor, sample: Sample) -> Tensor:
+    """Summed over the row's targets."""
+    labels = torch.from_numpy(sample.labels[1:].astype(np.int64))
+    return -logits.log_softmax(dim=-1).gather(1, labels[labels != IGNORED_LABEL][:, None]).sum()
+
+
 @cache
 def make_twin(size: Size, kept: tuple[int, ...] = (0, 1, 2, 3)) -> Twin:
     replay = build_replay(size, "eager")
@@ -235,15 +241,24 @@ def make_twin(size: Size, kept: tuple[int, ...] = (0, 1, 2, 3)) -> Twin:
         log_probabilities = logits(vector).log_softmax(dim=-1)
         return -log_probabilities[torch.arange(len(targets)), targets].sum() / DENOMINATOR
 
+    def row_losses(vector: Tensor) -> Tensor:
+        return torch.stack([
+            row_loss(row_logits(replay, vector, samples[row], STARTS[row]), samples[row]) for row in kept
+        ])
+
     point = flat(parameters_of(replay))
     hessian = torch.autograd.functional.hessian(loss, point, vectorize=True)
     jacobian = torch.autograd.functional.jacobian(logits, point, vectorize=True).reshape(-1, len(point))
     outputs = logits(point).detach().softmax(dim=-1)
     blocks = torch.block_diag(*(torch.diag(p) - torch.outer(p, p) for p in outputs)) / DENOMINATOR
     gradient = torch.autograd.functional.jacobian(loss, point)
-    return Twin(
-        gradient=gradient, matrices={HessianMode.EXACT: hessian, HessianMode.GGN: jacobian.T @ blocks @ jacobian}
-    )
+    of_rows = torch.autograd.functional.jacobian(row_losses, point, vectorize=True)
+    matrices = {
+        HessianMode.EXACT: hessian,
+        HessianMode.GGN: jacobian.T @ blocks @ jacobian,
+        HessianMode.EMPIRICAL_FISHER: of_rows.T @ of_rows / DENOMINATOR,
+    }
+    return Twin(gradient=gradient, matrices=matrices)
 
 
 every_mode = pytest.mark.parametrize("mode", MODES)
@@ -305,8 +320,14 @@ def test_the_whole_matrix_of_products_is_symmetric(mode: HessianMode) -> None:
     assert (matrix - matrix.T).abs().max() <= 1e-12 * matrix.abs().max()
 
 
-def test_the_ggn_has_no_negative_eigenvalue() -> None:
-    assert torch.linalg.eigvalsh(smallest_matrix(HessianMode.GGN)).min() >= -1e-12
+@pytest.mark.parametrize("mode", [HessianMode.GGN, HessianMode.EMPIRICAL_FISHER])
+def test_the_ggn_and_the_fisher_have_no_negative_eigenvalue(mode: HessianMode) -> None:
+    assert torch.linalg.eigvalsh(smallest_matrix(mode)).min() >= -1e-12
+
+
+def test_the_fishers_rank_is_the_number_of_rows_with_targets() -> None:
+    values = torch.linalg.eigvalsh(smallest_matrix(HessianMode.EMPIRICAL_FISHER))
+    assert int((values > 1e-10 * values.max()).sum()) == 3
 
 
 def test_the_hessian_has_a_negative_eigenvalue_here() -> None:

@@ -16,9 +16,11 @@ from lmcleaner.recording.options import RecordOptions
 from lmcleaner.recording.recorder import Recorder
 from lmcleaner.training.models import load_model, load_tokenizer
 from lmcleaner.unlearning.options import UnlearnOptions
-from lmcleaner.unlearning.propagation import PaperCarrier, Setting
+from lmcleaner.unlearning.prediction import RowPrediction
+from lmcleaner.unlearning.propagation import PaperCarrier
 from lmcleaner.unlearning.request import find_forget_set
 from lmcleaner.unlearning.run import unlearn
+from lmcleaner.unlearning.setting import Setting
 from tiny_runs import Recording, TinyRun, parameters_in, record_tiny, unlearn_tiny
 
 
@@ -199,8 +201,8 @@ def test_the_papers_form_refuses_secant() -> None:
 
 
 def test_an_unknown_mode_is_refused_rather_than_replaced() -> None:
-    with pytest.raises(UsageError, match="found 'low_rank'"):
-        UnlearnOptions(forget="x", output=Path("out"), hessian_mode="low_rank")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="found 'kfac'"):
+        UnlearnOptions(forget="x", output=Path("out"), hessian_mode="kfac")  # type: ignore[arg-type]
 
 
 def test_a_bfloat16_model_says_how_much_of_the_change_survives(base_model: Path, tmp_path: Path) -> None:
@@ -234,7 +236,7 @@ def _paper_carrier(run: TinyRun, forget: str) -> PaperCarrier:
     forget_set = find_forget_set(run.open(), forget, None, lambda: _tokenizer(run))
     options = UnlearnOptions(forget=forget, output=None, dry_run=True)
     setting = Setting(replay, forget_set, HessianMode.EXACT, options.denominator, damping=0.0)
-    return PaperCarrier(setting, replay.parameters)
+    return PaperCarrier(setting, RowPrediction(setting), replay.parameters)
 
 
 def _tokenizer(run: TinyRun) -> Any:

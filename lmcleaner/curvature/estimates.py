@@ -1,0 +1,132 @@
+"""Curvature that is written down: a diagonal, or a few eigenpairs, estimated from products with the full matrix."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Vector = Sequence[Tensor]
+Product = Callable[[Vector], Vector]
+
+
+class Estimate(ABC):
+    """A symmetric matrix over the parameters; `estimate @ vector` is its product with one tensor for each parameter."""
+
+    @abstractmethod
+    def __matmul__(self, vector: Vector) -> list[Tensor]:
+        """The product, with the shapes and dtypes of the vector."""
+
+
+@dataclass(frozen=True)
+class Diagonal(Estimate):
+    """A matrix with nothing beside its diagonal.
+
+    Attributes:
+        entries: the diagonal, one tensor for each parameter.
+    """
+
+    entries: Vector
+
+    def __matmul__(self, vector: Vector) -> list[Tensor]:
+        """O(p)."""
+        return [(entry * part).to(part.dtype) for entry, part in zip(self.entries, vector, strict=True)]
+
+    @property
+    def trace(self) -> float:
+        """Sum of the diagonal."""
+        return sum(float(entry.sum(dtype=torch.float64)) for entry in self.entries)
+
+
+@dataclass(frozen=True)
+class LowRank(Estimate):
+    """UᵀΛU.
+
+    Attributes:
+        values: Λ, the eigenvalues `[rank]`, largest first.
+        vectors: U, orthonormal rows `[rank, p]`.
+    """
+
+    values: Tensor
+    vectors: Tensor
+
+    def __matmul__(self, vector: Vector) -> list[Tensor]:
+        """O(rank·p)."""
+        return _like(self.vectors.T @ (self.values * (self.vectors @ _flat(vector))), vector)
+
+
+def estimate_diagonal(product: Product, like: Vector, probes: int, generator: torch.Generator) -> Diagonal:
+    """Hutchinson's estimate of a diagonal: the mean of z∘(C·z) over random signs z.
+
+    Unbiased; an entry's variance is the sum of the squares beside it in its row, divided by the number of probes
+    (Hutchinson, "A Stochastic Estimator of the Trace of the Influence Matrix", 1989; Bekas, Kokiopoulou & Saad, "An
+    Estimator for the Diagonal of a Matrix", 2007).
+
+    Args:
+        product: C·v.
+        like: tensors of the parameters' shapes, dtypes and device.
+        probes: number of signs.
+        generator: where they come from; on the CPU.
+
+    Returns:
+        The estimate.
+    """
+    entries = [torch.zeros_like(part) for part in like]
+    for _ in range(probes):
+        signs = [_random(part, generator).sign_() for part in like]
+        for entry, sign, image in zip(entries, signs, product(signs), strict=True):
+            entry.addcmul_(sign, image, value=1 / probes)
+    return Diagonal(entries)
+
+
+def estimate_low_rank(product: Product, like: Vector, rank: int, generator: torch.Generator) -> LowRank:
+    """The largest eigenpairs, by Lanczos' iteration with full reorthogonalization.
+
+    Twice as many products as pairs, and one: Ritz values lie below the eigenvalues and come near the largest first
+    (Golub & Van Loan, "Matrix Computations", §10.1 and §10.3).
+
+    Args:
+        product: C·v with a symmetric C.
+        like: tensors of the parameters' shapes, dtypes and device.
+        rank: number of pairs; fewer come back where C has no more.
+        generator: of the first vector; on the CPU.
+
+    Returns:
+        Ritz values and vectors, in float32 at least; 2·rank + 1 parameter vectors are held meanwhile.
+    """
+    first = _flat([_random(part, generator) for part in like])
+    most = min(2 * rank + 1, len(first))
+    basis = first.new_empty(most, len(first))
+    basis[0] = first / first.norm()
+    diagonal, beside = list[float](), list[float]()
+    for size in range(1, most + 1):
+        image = _flat(product(_like(basis[size - 1], like)))
+        diagonal.append(float(image @ basis[size - 1]))
+        for _ in range(2):  # once leaves what rounding made of it
+            image = image - basis[:size].T @ (basis[:size] @ image)
+        beside.append(float(image.norm()))
+        if size == most or beside[-1] <= torch.finfo(image.dtype).eps * max(map(abs, diagonal)):
+            break  # or the basis spans all that the products reach
+        basis[size] = image / beside[-1]
+    off_diagonal = torch.diag(torch.tensor(beside[:-1], dtype=torch.float64), 1)
+    values, small = torch.linalg.eigh(
+        torch.diag(torch.tensor(diagonal, dtype=torch.float64)) + off_diagonal + off_diagonal.T
+    )
+    return LowRank(values[-rank:].flip(0).to(first), small[:, -rank:].flip(1).to(first).T @ basis[:size])
+
+
+def _random(part: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(part.shape, generator=generator).to(part)
+
+
+def _flat(vector: Vector) -> Tensor:
+    """`[p]`, in float32 at least."""
+    flat = torch.cat([part.reshape(-1) for part in vector])
+    return flat.float() if flat.element_size() < 4 else flat
+
+
+def _like(flat: Tensor, vector: Vector) -> list[Tensor]:
+    """One tensor for each parameter, with the shapes and dtypes of a vector."""
+    parts = flat.split([part.numel() for part in vector])
+    return [part.view(like.shape).to(like.dtype) for part, like in zip(parts, vector, strict=True)]
