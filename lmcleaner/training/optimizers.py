@@ -1,13 +1,14 @@
 """The torch optimizers that a log can describe, store and rebuild."""
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lmcleaner.formats.errors import MismatchError, UsageError
+from lmcleaner.formats.errors import DamagedError, MismatchError, UsageError
 from lmcleaner.formats.manifest import OptimizerEntry, ParameterEntry
 from lmcleaner.formats.steps import OptimizerVectors
 from lmcleaner.training.vectors import bits_of, dtype_name, tensors_of, torch_dtype
@@ -72,6 +73,7 @@ def build_optimizer(
 
     Raises:
         UsageError: another class of optimizer.
+        DamagedError: not its hyperparameters.
     """
     groups: list[dict[str, Any]] = []
     for number, values in enumerate(entry.groups):
@@ -80,7 +82,16 @@ def build_optimizer(
             key=lambda member: member[0],
         )
         groups.append({"params": [parameter for _, parameter in members], **_settings(values)})
-    return _class_of(entry)(groups, lr=float(groups[0]["lr"]))  # type: ignore[call-arg]
+    return _make(_class_of(entry), groups)
+
+
+def _make(kind: type[torch.optim.Optimizer], groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The optimizer, whose arguments torch checks only where they aren't a group's."""
+    names = signature(kind).parameters.keys() - {"params"}
+    try:
+        return kind(groups, **{name: value for name, value in groups[0].items() if name in names})
+    except (TypeError, ValueError) as error:
+        raise DamagedError(f"not the hyperparameters of a torch.optim.{kind.__name__}: {error}") from error
 
 
 def optimizer_vectors(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> OptimizerVectors:
@@ -127,6 +138,7 @@ def state_vectors(entry: OptimizerEntry) -> float:
 
     Raises:
         UsageError: another class of optimizer.
+        DamagedError: not its hyperparameters.
     """
     large = torch.zeros(256, 256)
     state = _example_state(_class_of(entry), large, _settings(entry.groups[0]))
@@ -197,7 +209,7 @@ def _example_state(kind: type[torch.optim.Optimizer], parameter: Tensor, setting
     """What an optimizer itself keeps for a parameter like this one after a step of zero: shapes, dtypes, devices."""
     blank = torch.zeros_like(parameter.detach()).requires_grad_()
     blank.grad = torch.zeros_like(blank)
-    example = kind([{**settings, "params": [blank]}], lr=float(settings["lr"]))  # type: ignore[call-arg]
+    example = _make(kind, [{**settings, "params": [blank]}])
     example.step()
     return _state(example, blank)
 
@@ -211,5 +223,5 @@ def _restored(name: str, like: Any, stored: Mapping[str, Any]) -> Any:
         )
     value = stored[name]
     if isinstance(value, Tensor):
-        return value if value.shape == like.shape else value.reshape(-1)[: like.numel()].view(like.shape)
+        return value if value.shape == like.shape else value.reshape(-1)[: like.numel()].view(like.shape).clone()
     return torch.full_like(like, float(value)) if isinstance(like, Tensor) else type(like)(value)

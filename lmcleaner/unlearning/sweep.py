@@ -145,7 +145,7 @@ class _Walk:
     def step(self, number: int) -> None:
         error = self._carrier.advance(number, self._log.step(number), self._here, measure=number in self._marks)
         if error is not None:
-            self.errors[number] = error
+            self.errors[number] = _finite(error, number)
         self._here = self._trajectory.move_to(number + 1)
         if self._here is not None:
             self._measure(number + 1, self._here)
@@ -177,6 +177,16 @@ class _Walk:
         self.norms[step] = norm
         if step <= _tenth_before_end(self._window):
             self._probe = evenly_spaced(deviation)
+
+
+def _finite(error: float, step: int) -> float:
+    if not math.isfinite(error):
+        raise DivergedError(
+            f"the predicted gradient can't be held against the true one: step {step}: expected finite numbers, found "
+            f"an error of {error}",
+            hint="the run itself is about to diverge here; --hessian-mode secant needs no prediction",
+        )
+    return error
 
 
 def _tenth_before_end(window: Window) -> int:

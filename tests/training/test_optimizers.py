@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from lmcleaner.choices import HessianMode, OptimizerName
-from lmcleaner.formats.errors import UsageError
+from lmcleaner.formats.errors import DamagedError, UsageError
+from lmcleaner.formats.manifest import OptimizerEntry
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
 from lmcleaner.inspection.verify import verify
@@ -165,3 +166,9 @@ def test_the_plan_counts_the_vectors_that_an_optimizer_keeps() -> None:
     assert kept(torch.optim.SGD) == 0
     assert kept(torch.optim.SGD, momentum=0.9) == 1
     assert 0 < kept(torch.optim.Adafactor) < 0.1
+
+
+@pytest.mark.parametrize("settings", [{"lr": "fast"}, {"lr": 0.1, "betas": [5, 5]}, {"lr": 0.1, "eps": None}])
+def test_hyperparameters_that_torch_refuses_are_an_error_of_the_log(settings: dict[str, Any]) -> None:
+    with pytest.raises(DamagedError, match=r"not the hyperparameters of a torch\.optim\.Adam"):
+        state_vectors(OptimizerEntry(name="Adam", groups=(settings,)))
