@@ -21,7 +21,7 @@ def audit(
     ] = None,
     oracle: Annotated[bool, typer.Option("--oracle", help="Replay the counterfactual and measure against it.")] = False,
     model: Model = None,
-    max_relative_error: Annotated[float, typer.Option(help="From it on the audit fails; at most 0.9.")] = 0.9,
+    max_relative_error: Annotated[float, typer.Option(help="From it on --oracle fails; at most 0.9.")] = 0.9,
     config: Config = None,
     as_json: AsJson = False,
     quiet: Quiet = False,

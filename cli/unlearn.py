@@ -62,10 +62,12 @@ def unlearn(
             "--K all.",
         ),
     ] = False,
-    max_linearization_error: Annotated[float, typer.Option(help="Above it the verdict is poor.")] = _t(
+    max_linearization_error: Annotated[float, typer.Option(help="With a median above it the verdict is poor.")] = _t(
         "linearization_error"
     ),
-    max_settled: Annotated[float, typer.Option(help="Above it the verdict is poor.")] = _t("settled"),
+    max_settled: Annotated[float, typer.Option(help="Above it, before the run's end, the verdict is poor.")] = _t(
+        "settled"
+    ),
     min_surviving: Annotated[float, typer.Option(help="Below it the verdict is poor.")] = _t("surviving"),
     max_relative_error: Annotated[float, typer.Option(help="From it on the verdict is poor; at most 0.9.")] = _t(
         "relative_error"

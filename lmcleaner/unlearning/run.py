@@ -30,7 +30,7 @@ from lmcleaner.unlearning.remaining import find_remaining
 from lmcleaner.unlearning.request import ForgetSet
 from lmcleaner.unlearning.setting import Setting
 from lmcleaner.unlearning.sweep import sweep_window
-from lmcleaner.unlearning.verdict import reasons_against, unmet_assumptions
+from lmcleaner.unlearning.verdict import reasons_against, unmeasured, unmet_assumptions
 from lmcleaner.unlearning.windows import Window, windows_in
 
 
@@ -169,6 +169,8 @@ def _run(
     reasons = reasons_against(reports, change, oracle, log.num_steps, options.thresholds)
     if options.propagation is Propagation.PAPER:
         reasons += unmet_assumptions(log)
+    if oracle is None:
+        reasons += unmeasured(options.hessian_mode)
     outcome = Outcome(
         reports=tuple(reports),
         change=change,

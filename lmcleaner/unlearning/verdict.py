@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from lmcleaner.choices import HessianMode
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.unlearning.combine import Change
 from lmcleaner.unlearning.options import Thresholds
@@ -61,6 +62,13 @@ def unmet_assumptions(log: TrainingLog) -> list[str]:
     if limit is not None and log.table("steps/gradient_norm").max() > _CLIPPED * limit:
         reasons.append(f"the run clipped gradients at {limit:g}")
     return [f"--propagation paper assumes plain SGD, but {reason}: use --propagation optimizer" for reason in reasons]
+
+
+def unmeasured(mode: HessianMode) -> list[str]:
+    """What a mode leaves unknown without an oracle; empty where the measured errors have been seen to tell it."""
+    if mode in {HessianMode.SECANT, HessianMode.EXACT, HessianMode.GGN}:
+        return []
+    return [f"--hessian-mode {mode} can end further from the retrained model than it began: measure it with --oracle"]
 
 
 def _window_reasons(report: WindowReport, num_steps: int, thresholds: Thresholds) -> list[str]:

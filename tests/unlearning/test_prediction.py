@@ -139,3 +139,15 @@ def test_the_plan_knows_the_products_of_the_estimates(mode: HessianMode, gentle_
     segments, products = 5, {HessianMode.DIAG: 8, HessianMode.LOW_RANK: 7, HessianMode.FISHER: 0}[mode]
     assert result.plan.products == 2 * products * segments
     assert sum(window["hvp_calls"] for window in result.document["windows"]) == result.plan.products
+
+
+@pytest.mark.parametrize("mode", [*WRITTEN, HessianMode.EMPIRICAL_FISHER])
+def test_a_result_that_no_oracle_measured_is_poor(mode: HessianMode, gentle_run: TinyRun, tmp_path: Path) -> None:
+    verdicts = []
+    for oracle in (False, True):
+        document = unlearn_tiny(gentle_run, tmp_path / f"out-{oracle}", mode, oracle=oracle).document
+        assert document is not None
+        verdicts.append((document["result"]["verdict"], document["result"]["reasons"]))
+    assert verdicts[0][0] == "poor"
+    assert "measure it with --oracle" in verdicts[0][1][-1]
+    assert verdicts[1] == ("good", [])
