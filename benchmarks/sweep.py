@@ -140,7 +140,7 @@ def measure(folder: Path, console: Console) -> None:
 
 def main() -> None:
     """Measures everything."""
-    if run_part(make_inputs, run_step, run_unlearn, run_record):
+    if run_part(run_step, run_unlearn, run_record):
         return
     console = Console(width=120)
     console.print(

@@ -6,7 +6,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lmcleaner.choices import Denominator, HessianMode
-from lmcleaner.curvature import empirical_fisher, exact, ggn
+from lmcleaner.curvature import exact
+from lmcleaner.curvature.empirical_fisher import EMPIRICAL_FISHER
+from lmcleaner.curvature.ggn import GGN
 from lmcleaner.formats.steps import StepRecord
 from lmcleaner.training.batches import NOTHING, Digests, Inputs, row_parts
 from lmcleaner.training.replay import ReplayModel
@@ -14,9 +16,11 @@ from lmcleaner.training.state import Gradient
 
 
 class Operator(Protocol):
-    """A curvature matrix C that is never written down; the functions of `exact`, `ggn` and `empirical_fisher`."""
+    """A curvature matrix C that is never written down; the functions of `exact`, or a `ThroughLogits`."""
 
-    PARTS: int
+    @property
+    def PARTS(self) -> int:  # noqa: N802 -- a constant of each
+        """Into how many parts the rows of a microbatch go, so that activations stay those of a training step."""
 
     def gradient_minus_product(
         self, replay: ReplayModel, inputs: Inputs, vector: Sequence[Tensor], extra: Mapping[str, Any]
@@ -31,8 +35,8 @@ class Operator(Protocol):
 
 OPERATORS: dict[HessianMode, Operator] = {
     HessianMode.EXACT: exact,
-    HessianMode.GGN: ggn,
-    HessianMode.EMPIRICAL_FISHER: empirical_fisher,
+    HessianMode.GGN: GGN,
+    HessianMode.EMPIRICAL_FISHER: EMPIRICAL_FISHER,
 }
 
 

@@ -6,6 +6,7 @@ import torch
 
 from lmcleaner.choices import OptimizerName
 from lmcleaner.recording.options import RecordOptions
+from lmcleaner.training.optimizers import SUPPORTED
 
 
 def optimizer_class(options: RecordOptions) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
@@ -17,7 +18,7 @@ def optimizer_class(options: RecordOptions) -> tuple[type[torch.optim.Optimizer]
     Returns:
         A class of `torch.optim`, and its arguments beside the parameters and their weight decay.
     """
-    kind = next(kind for name, kind in vars(torch.optim).items() if name.lower() == options.optimizer)
+    kind = {name.lower(): kind for name, kind in SUPPORTED.items()}[options.optimizer]
     chosen: dict[str, Any] = {"lr": options.lr}
     if options.optimizer is OptimizerName.SGD:
         chosen |= {"momentum": options.momentum, "nesterov": options.nesterov}

@@ -14,7 +14,7 @@ from lmcleaner.formats.steps import OptimizerVectors
 from lmcleaner.training.vectors import bits_of, dtype_name, tensors_of, torch_dtype
 
 # LBFGS evaluates the loss itself, and SparseAdam wants sparse gradients: neither takes a step from a logged one.
-_SUPPORTED: dict[str, type[torch.optim.Optimizer]] = {
+SUPPORTED: dict[str, type[torch.optim.Optimizer]] = {
     name: kind
     for name, kind in vars(torch.optim).items()
     if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
@@ -38,9 +38,9 @@ def describe_optimizer(optimizer: torch.optim.Optimizer) -> OptimizerEntry:
         UsageError: another class of optimizer, or one of somebody else's that is only called like one of torch's.
     """
     kind = type(optimizer)
-    if _SUPPORTED.get(kind.__name__) is not kind:
+    if SUPPORTED.get(kind.__name__) is not kind:
         raise UsageError(
-            f"unsupported optimizer: expected one of torch.optim's {', '.join(sorted(_SUPPORTED))}, "
+            f"unsupported optimizer: expected one of torch.optim's {', '.join(sorted(SUPPORTED))}, "
             f"found {kind.__module__}.{kind.__qualname__}",
             hint="a log can only be replayed through an optimizer whose state it knows",
         )
@@ -146,9 +146,9 @@ def state_vectors(entry: OptimizerEntry) -> float:
 
 
 def _class_of(entry: OptimizerEntry) -> type[torch.optim.Optimizer]:
-    if entry.name not in _SUPPORTED:
-        raise UsageError(f"unsupported optimizer: expected one of {sorted(_SUPPORTED)}, found {entry.name!r}")
-    return _SUPPORTED[entry.name]
+    if entry.name not in SUPPORTED:
+        raise UsageError(f"unsupported optimizer: expected one of {sorted(SUPPORTED)}, found {entry.name!r}")
+    return SUPPORTED[entry.name]
 
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:

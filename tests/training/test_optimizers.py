@@ -19,7 +19,7 @@ from lmcleaner.inspection.verify import verify
 from lmcleaner.recording.describe import RunDescription
 from lmcleaner.recording.options import RecordOptions
 from lmcleaner.recording.recorder import Recorder
-from lmcleaner.training.optimizers import _SUPPORTED, describe_optimizer, state_vectors
+from lmcleaner.training.optimizers import SUPPORTED, describe_optimizer, state_vectors
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.run import unlearn
 from tiny_runs import parameters_in, record_tiny
@@ -110,7 +110,7 @@ def request() -> str:
 
 
 def test_every_optimizer_of_torch_that_takes_a_step_from_a_gradient_is_tried() -> None:
-    assert {kind.name for kind in KINDS.values()} == set(_SUPPORTED)
+    assert {kind.name for kind in KINDS.values()} == set(SUPPORTED)
 
 
 @every_kind
