@@ -1,10 +1,14 @@
-"""Attention kernels that curvature can differentiate through."""
+"""Kernels that curvature can differentiate through."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
@@ -26,8 +30,112 @@ def twice_differentiable(module: nn.Module) -> Iterator[None]:
     try:
         if choose is not None:
             choose("eager")
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), _Kernels():
             yield
     finally:
         if choose is not None:
             choose(before)
+
+
+class _Kernels(TorchFunctionMode):
+    """Takes softmax and cross-entropy by our own functions, whose forward derivatives are slim."""
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Calls the function, or ours for it."""
+        if func is nn.functional.softmax:
+            return _softmax(*args, **(kwargs or {}))
+        if func is nn.functional.cross_entropy:
+            return _cross_entropy(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _softmax(logits: Tensor, dim: int | None = None, dtype: torch.dtype | None = None, **other: Any) -> Tensor:
+    if dim not in {-1, logits.dim() - 1}:
+        return nn.functional.softmax(logits, dim, dtype=dtype, **other)
+    weights: Tensor = _Softmax.apply(logits if dtype is None else logits.to(dtype))  # type: ignore[no-untyped-call]
+    return weights
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, **options: Any) -> Tensor:
+    """All options come by name: so torch hands on its call."""
+    is_plain = options["weight"] is None and not options["label_smoothing"] and options["reduction"] != "none"
+    if not is_plain or logits.dim() != 2 or labels.dim() != 1:
+        return nn.functional.cross_entropy(logits, labels, **options)
+    counted = labels != options["ignore_index"]
+    losses: Tensor = _CrossEntropy.apply(logits[counted], labels[counted])  # type: ignore[no-untyped-call]
+    return losses.mean() if options["reduction"] == "mean" else losses.sum()
+
+
+class _Softmax(torch.autograd.Function):
+    """w = softmax(x) over the last axis; both derivatives are w∘(v - ⟨w, v⟩), from w alone.
+
+    torch's forward derivative computes w a second time, from exponentials of what the mask made hugely negative, and
+    keeps five tensors of w's size for the derivative after it; attention's weights are the largest activations.
+    """
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        """The weights w."""
+        return torch.softmax(x, -1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keeps w."""
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, *vectors: Tensor) -> Tensor:
+        """The derivative is symmetric."""
+        return _times_derivative(ctx.saved_tensors[0], vectors[0])
+
+    @staticmethod
+    def jvp(ctx: Any, *vectors: Tensor) -> Tensor:
+        """The derivative is symmetric."""
+        return _times_derivative(ctx.saved_tensors[0], vectors[0])
+
+
+def _times_derivative(weights: Tensor, vector: Tensor) -> Tensor:
+    product = weights * vector
+    return torch.addcmul(product, weights, product.sum(-1, keepdim=True), value=-1)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """-log p of the labels, `[target]`, from logits `[target, vocab]`.
+
+    The slope in direction t is ⟨p, t⟩ less t's entry at the label. Three tensors of the logits' size at once, where torch's forward derivative takes eight.
+    """
+
+    @staticmethod
+    def forward(logits: Tensor, labels: Tensor) -> Tensor:
+        """Log of the sum less the label's logit."""
+        return logits.logsumexp(-1) - _at(logits, labels)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keeps logits and labels."""
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *vectors: Tensor) -> tuple[Tensor, None]:
+        """The softmax less 1 at the label."""
+        logits, labels = ctx.saved_tensors
+        derivative = logits.softmax(-1)
+        derivative[torch.arange(len(labels), device=labels.device), labels] -= 1
+        return derivative.mul_(vectors[0].unsqueeze(-1)), None
+
+    @staticmethod
+    def jvp(ctx: Any, *vectors: Tensor) -> Tensor:
+        """The slope, which can be differentiated in turn."""
+        logits, labels = ctx.saved_tensors
+        slopes: Tensor = torch.linalg.vecdot(_softmax(logits, -1), vectors[0])
+        return slopes - _at(vectors[0], labels)
+
+
+def _at(values: Tensor, labels: Tensor) -> Tensor:
+    """Each row's entry at its label."""
+    return values.gather(-1, labels.unsqueeze(-1)).squeeze(-1)

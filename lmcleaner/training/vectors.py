@@ -12,7 +12,7 @@ from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.manifest import ParameterEntry
 
 _TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-_MAX_SPACED = 1 << 20  # elements of `evenly_spaced`; 8 MiB
+_MAX_SPACED = 1 << 18  # elements of `evenly_spaced`; 2 MiB, and norms within a few thousandths
 _INTEGER_VIEWS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float64: torch.int64}
 
 
@@ -97,9 +97,9 @@ def global_norm(tensors: Iterable[Tensor]) -> float:
 
 
 def evenly_spaced(tensors: Sequence[Tensor]) -> Tensor:
-    """A copy of at most about a million elements, taken from all tensors at one spacing.
+    """A copy of at most 262,144 elements, taken from all tensors at one spacing.
 
-    Two vectors are compared on these elements where neither may be kept whole; up to a million parameters they are all.
+    Two vectors are compared on these elements where neither may be kept whole; up to as many parameters they are all.
 
     Args:
         tensors: one or more of any shape.

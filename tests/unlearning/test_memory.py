@@ -35,6 +35,6 @@ def test_a_sweep_holds_few_vectors_and_no_more_for_more_rows_or_steps(tmp_path: 
             ("exact", "all", "one"),
         )
     }
-    assert all(peak <= limit for peak in peaks.values()), (peaks, limit)
+    assert all(peak <= limit for peak in peaks.values()), (str(peaks), limit)
     assert abs(peaks["secant", "all", "one"] - peaks["secant", "2", "one"]) < vector
     assert abs(peaks["secant", "all", "many"] - peaks["secant", "all", "one"]) < vector

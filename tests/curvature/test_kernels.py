@@ -1,0 +1,70 @@
+"""Softmax and cross-entropy inside `twice_differentiable` against torch's own, with both derivatives."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lmcleaner.curvature.kernels import twice_differentiable
+
+LABELS = torch.tensor([2, -100, 0, 4, -100])
+
+
+def logits() -> Tensor:
+    return torch.randn(5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+
+
+def soft(x: Tensor) -> Tensor:
+    return functional.softmax(x, dim=-1, dtype=torch.float64).square().sum()
+
+
+def summed(x: Tensor) -> Tensor:
+    return functional.cross_entropy(x, LABELS, reduction="sum")
+
+
+def averaged(x: Tensor) -> Tensor:
+    return functional.cross_entropy(x, LABELS, ignore_index=-100)
+
+
+def weighted(x: Tensor) -> Tensor:
+    return functional.cross_entropy(x, LABELS, weight=torch.arange(1.0, 7.0, dtype=torch.float64))
+
+
+def smoothed(x: Tensor) -> Tensor:
+    return functional.cross_entropy(x, LABELS, label_smoothing=0.1)
+
+
+def downwards(x: Tensor) -> Tensor:
+    return functional.softmax(x, dim=0).square().sum()
+
+
+@pytest.mark.parametrize("function", [soft, summed, averaged, weighted, smoothed, downwards])
+def test_values_gradients_and_slopes_are_torchs(function: Callable[[Tensor], Tensor]) -> None:
+    direction = torch.randn(5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = logits()
+    expected = function(x)
+    (gradient,) = torch.autograd.grad(expected, x)
+    with twice_differentiable(nn.Linear(1, 1)):
+        value, slope = torch.func.jvp(function, (x,), (direction,))  # type: ignore[misc]
+        (found,) = torch.autograd.grad(value, x, retain_graph=True)
+    assert torch.allclose(value, expected, rtol=1e-12)
+    assert torch.allclose(found, gradient, rtol=1e-10, atol=1e-12)
+    assert torch.allclose(slope, (gradient * direction).sum(), rtol=1e-10)
+
+
+@pytest.mark.parametrize("function", [soft, summed, averaged])
+def test_the_gradient_of_the_slope_is_the_hessian_times_the_direction(function: Callable[[Tensor], Tensor]) -> None:
+    direction = torch.randn(5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = logits()
+    expected = (torch.autograd.functional.hessian(function, x).view(30, 30) @ direction.view(30)).view(5, 6)
+    with twice_differentiable(nn.Linear(1, 1)):
+        _, slope = torch.func.jvp(function, (x,), (direction,))  # type: ignore[misc]
+        (found,) = torch.autograd.grad(slope, x)
+    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_label_that_is_counted_nowhere_gives_no_loss() -> None:
+    with twice_differentiable(nn.Linear(1, 1)):
+        assert functional.cross_entropy(logits(), torch.full((5,), -100), reduction="sum").item() == 0
