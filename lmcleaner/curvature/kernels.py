@@ -105,7 +105,8 @@ def _times_derivative(weights: Tensor, vector: Tensor) -> Tensor:
 class _CrossEntropy(torch.autograd.Function):
     """-log p of the labels, `[target]`, from logits `[target, vocab]`.
 
-    The slope in direction t is ⟨p, t⟩ less t's entry at the label. Three tensors of the logits' size at once, where torch's forward derivative takes eight.
+    The slope in direction t is ⟨p, t⟩ less t's entry at the label. Three tensors of the logits' size at once, where
+    torch's forward derivative takes eight.
     """
 
     @staticmethod
