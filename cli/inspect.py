@@ -9,7 +9,7 @@ import typer
 
 from lmcleaner.choices import HessianMode
 from lmcleaner.cli.console import Reporter, human_bytes, print_json, print_text, sparkline, spelled
-from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Model, Quiet, parse_K
+from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Model, Quiet, parse_K, parse_steps
 from lmcleaner.cli.unlearn import KOption, LevelOption
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.unlearning.options import DEFAULT_K, UnlearnOptions
@@ -51,7 +51,7 @@ def inspect(
 
     opened = TrainingLog(log)
     if verify:
-        _verify(opened, parse_K(replay) if replay is not None else 0, model, quiet=quiet, as_json=as_json)
+        _verify(opened, parse_steps(replay) if replay is not None else 0, model, quiet=quiet, as_json=as_json)
     elif sizes:
         _show_sizes(opened, as_json=as_json)
     elif step is not None:

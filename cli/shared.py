@@ -7,6 +7,8 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from lmcleaner.choices import Steps
+
 DEFAULT_LOG = "lmcleaner-log"
 
 
@@ -70,8 +72,25 @@ def default_of(options: type, name: str) -> Any:
     return found
 
 
-def parse_K(text: str) -> int | None:  # noqa: N802 -- the paper's name
+def parse_K(text: str) -> Steps:  # noqa: N802 -- the paper's name
+    """A number of steps, None for "all", or "auto".
+
+    Raises:
+        BadParameter: none of them.
+    """
+    return "auto" if text == "auto" else parse_steps(text, "--K", "a number of steps, 'all' or 'auto'")
+
+
+def parse_steps(text: str, option: str = "--replay", expected: str = "a number of steps or 'all'") -> int | None:
     """A number of steps, or None for "all".
+
+    Args:
+        text: what the user wrote.
+        option: for which option.
+        expected: what it could have been, for the message.
+
+    Returns:
+        The number.
 
     Raises:
         BadParameter: neither.
@@ -81,4 +100,4 @@ def parse_K(text: str) -> int | None:  # noqa: N802 -- the paper's name
     try:
         return int(text)
     except ValueError:
-        raise typer.BadParameter(f"--K: expected a number of steps or 'all', found {text!r}") from None
+        raise typer.BadParameter(f"{option}: expected {expected}, found {text!r}") from None

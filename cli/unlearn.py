@@ -9,7 +9,14 @@ import typer
 from lmcleaner.choices import Denominator, HessianMode, Level, Propagation
 from lmcleaner.cli.console import Reporter, print_json, print_text
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Model, Quiet, default_of, parse_K
-from lmcleaner.unlearning.options import DEFAULT_DAMPING, DEFAULT_K, DEFAULT_RANK, Thresholds, UnlearnOptions
+from lmcleaner.unlearning.options import (
+    DEFAULT_DAMPING,
+    DEFAULT_K,
+    DEFAULT_RANK,
+    DEFAULT_SETTLE_TOLERANCE,
+    Thresholds,
+    UnlearnOptions,
+)
 
 if TYPE_CHECKING:
     from lmcleaner.unlearning.run import UnlearnResult
@@ -26,7 +33,12 @@ LevelOption = Annotated[
     typer.Option(help="Leave rows out (sample) or skip their steps (batch); batch for steps:, else sample."),
 ]
 KOption = Annotated[
-    str, typer.Option("--K", metavar="N|all", help="Steps to carry the deviation after its last occurrence.")
+    str,
+    typer.Option(
+        "--K",
+        metavar="N|all|auto",
+        help="Steps to carry the deviation after its last occurrence; auto until it settled.",
+    ),
 ]
 
 
@@ -41,6 +53,9 @@ def unlearn(
     model: Model = None,
     level: LevelOption = None,
     K: KOption = str(DEFAULT_K),  # noqa: N803 -- the paper's name
+    settle_tolerance: Annotated[
+        float, typer.Option(help="With --K auto: what the deviation may move by over a window's last tenth.")
+    ] = DEFAULT_SETTLE_TOLERANCE,
     hessian_mode: Annotated[
         HessianMode, typer.Option(case_sensitive=False, help="How the gradient without the rows is found.")
     ] = HessianMode.GGN,
@@ -81,7 +96,8 @@ def unlearn(
     Example: `lmcleaner unlearn my-log --forget forget.jsonl --output my-unlearned-model --hessian-mode secant --K all`
     """
     options = UnlearnOptions(
-        forget=forget, output=output, model=model, level=level, K=parse_K(K), hessian_mode=hessian_mode,
+        forget=forget, output=output, model=model, level=level, K=parse_K(K), settle_tolerance=settle_tolerance,
+        hessian_mode=hessian_mode,
         propagation=propagation, denominator=denominator, damping=damping, rank=rank, dry_run=dry_run, oracle=oracle,
         redact=redact,
         thresholds=Thresholds(

@@ -1,11 +1,12 @@
 """The choices that a user makes by name; light, so that `--help` doesn't load torch."""
 
 from enum import StrEnum
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from lmcleaner.formats.errors import UsageError
 
 Choice = TypeVar("Choice", bound=StrEnum)
+Steps = int | None | Literal["auto"]  # K: None carries to the end of the run, "auto" until the deviation has settled
 
 
 def choose(kind: type[Choice], value: str, option: str) -> Choice:

@@ -16,7 +16,7 @@ from lmcleaner.audit.statements import (
     handled_problem,
     stated_model,
     stated_request,
-    stated_steps,
+    stated_windows,
     unequal,
     verdict_problem,
     windows_problem,
@@ -34,7 +34,6 @@ from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.vectors import torch_dtype
 from lmcleaner.unlearning.combine import distance
 from lmcleaner.unlearning.request import ForgetSet, occurrences_in
-from lmcleaner.unlearning.windows import windows_in
 
 # Norms are summed in float64 in one order; they may differ in the last digits between machines.
 _NORM_TOLERANCE = 1e-6
@@ -149,7 +148,7 @@ def _request_checks(document: Document, log: TrainingLog) -> dict[str, str | Non
         "coverage": unequal("samples, occurrences and steps", stated, found)
         or unequal("steps", list(forget_set.steps), used)
         or handled_problem(document, forget_set.num_occurrences),
-        "windows": windows_problem(document, windows_in(log, used, stated_steps(document))),
+        "windows": windows_problem(document, stated_windows(document, log, used)),
     }
 
 

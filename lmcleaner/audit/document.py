@@ -124,6 +124,7 @@ def _config(log: TrainingLog, options: UnlearnOptions) -> dict[str, Any]:
     return {
         "log": log.location if "://" in log.location else str(Path(log.location).resolve()),
         "K": "all" if options.K is None else options.K,
+        "settle_tolerance": options.settle_tolerance,
         "hessian_mode": options.hessian_mode.value,
         "propagation": options.propagation.value,
         "denominator": options.denominator.value,

@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from torch import nn
 
-from lmcleaner.choices import Level
+from lmcleaner.choices import Level, Steps
 from lmcleaner.formats.audit_document import Document
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.training.fingerprint import model_fingerprint
 from lmcleaner.training.models import load_model
 from lmcleaner.training.vectors import torch_dtype
 from lmcleaner.unlearning.request import ForgetSet
-from lmcleaner.unlearning.windows import Window
+from lmcleaner.unlearning.windows import Window, windows_in
 
 
 def unequal(what: str, stated: object, found: object) -> str | None:
@@ -46,10 +47,35 @@ def handled_problem(document: Document, num_occurrences: int) -> str | None:
     return unequal("occurrences handled by the windows", handled, num_occurrences)
 
 
-def stated_steps(document: Document) -> int | None:
-    """K, the steps to carry after the last occurrence; None carries to the end of the run."""
-    K = document["config"].get("K")  # noqa: N806 -- the paper's name
-    return None if K == "all" else K
+def stated_steps(document: Document) -> Steps:
+    """K, the steps to carry after the last occurrence."""
+    K: int | str | None = document["config"].get("K")  # noqa: N806 -- the paper's name
+    return None if K == "all" else cast(Steps, K)
+
+
+def stated_windows(document: Document, log: TrainingLog, occurrence_steps: Sequence[int]) -> list[Window]:
+    """The windows of a request; where K is "auto" they end where the document says that δ had settled.
+
+    Args:
+        document: the audit document.
+        log: the training log.
+        occurrence_steps: steps that the request must cover, ascending.
+
+    Returns:
+        Windows that cover all these steps, where the document can be right.
+    """
+    K = stated_steps(document)  # noqa: N806 -- the paper's name
+    if K != "auto":
+        return [*windows_in(log, occurrence_steps, K)]
+    windows, steps = list[Window](), list(occurrence_steps)
+    ends = [window["tau"] for window in document["windows"]]
+    while steps:
+        longest = windows_in(log, steps, K)[0]
+        end = ends[len(windows)] if len(windows) < len(ends) else longest.end
+        is_possible = longest.first < end <= longest.end and end in log.readable_steps
+        windows.append(longest.ending_at(end, occurrence_steps) if is_possible else longest)
+        steps = [step for step in steps if step >= windows[-1].end]
+    return windows
 
 
 def windows_problem(document: Document, windows: Sequence[Window]) -> str | None:

@@ -4,10 +4,11 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmcleaner.choices import Denominator, HessianMode, Level, Propagation, choose
+from lmcleaner.choices import Denominator, HessianMode, Level, Propagation, Steps, choose
 from lmcleaner.formats.errors import UsageError
 
 DEFAULT_K = 800
+DEFAULT_SETTLE_TOLERANCE = 0.02
 DEFAULT_DAMPING = 1e-4
 DEFAULT_RANK = 10
 _CHOICES = {
@@ -56,7 +57,8 @@ class UnlearnOptions:
         output: folder for model and audit document; must not exist. None only with `dry_run`.
         model: where the base model lies now, or None for where it lay.
         level: sample or batch; None chooses batch for `steps:` and sample otherwise.
-        K: steps to carry after the last occurrence; None carries to the end.
+        K: steps to carry after the last occurrence; None carries to the end, "auto" until the deviation has settled.
+        settle_tolerance: what δ may move by over the last tenth of a window that K="auto" ends, relative to ‖δ‖.
         hessian_mode: how the gradient at θ′ is found.
         propagation: through the optimizer, or the paper's form.
         denominator: what the counterfactual divides by.
@@ -73,7 +75,8 @@ class UnlearnOptions:
     output: Path | None
     model: str | None = None
     level: Level | None = None
-    K: int | None = DEFAULT_K
+    K: Steps = DEFAULT_K
+    settle_tolerance: float = DEFAULT_SETTLE_TOLERANCE
     hessian_mode: HessianMode = HessianMode.GGN
     propagation: Propagation = Propagation.OPTIMIZER
     denominator: Denominator = Denominator.LOGGED
@@ -93,8 +96,10 @@ class UnlearnOptions:
         for name, kind in _CHOICES.items():
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, choose(kind, getattr(self, name), name.replace("_", "-")))
-        if self.K is not None and self.K < 0:
-            raise UsageError(f"--K: expected 0 or more, or 'all', found {self.K}")
+        if self.K not in {None, "auto"} and not (isinstance(self.K, int) and self.K >= 0):
+            raise UsageError(f"--K: expected 0 or more, 'all' or 'auto', found {self.K}")
+        if not 0 < self.settle_tolerance < float("inf"):
+            raise UsageError(f"--settle-tolerance: expected above 0, found {self.settle_tolerance}")
         if not 0 <= self.damping < float("inf"):
             raise UsageError(f"--damping: expected at least 0, found {self.damping}")
         if self.rank < 1:

@@ -29,7 +29,7 @@ from lmcleaner.unlearning.redaction import open_to_redact, redaction
 from lmcleaner.unlearning.remaining import find_remaining
 from lmcleaner.unlearning.request import ForgetSet
 from lmcleaner.unlearning.setting import Setting
-from lmcleaner.unlearning.sweep import sweep_window
+from lmcleaner.unlearning.sweep import sweep
 from lmcleaner.unlearning.verdict import reasons_against, unmeasured, unmet_assumptions
 from lmcleaner.unlearning.windows import Window, windows_in
 
@@ -158,7 +158,7 @@ def _run(
     setting = Setting(replay, forget_set, options.hessian_mode, options.denominator, options.damping)
     correction = Correction()
     progress.begin("unlearning", plan.steps)
-    reports = [sweep_window(log, window, setting, options, correction, progress) for window in windows]
+    reports = sweep(log, setting, options, correction, progress)
     final = replay.load(log.parameters(log.num_steps))
     unlearned, change = correction.apply(final)
     sweep_seconds = time.perf_counter() - started

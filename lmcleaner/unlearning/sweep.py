@@ -1,6 +1,8 @@
 """Goes through one window with a carrier, and measures on the way."""
 
 import math
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -10,15 +12,15 @@ from lmcleaner.formats.canonical import array_digest
 from lmcleaner.formats.errors import DivergedError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.progress import Progress
-from lmcleaner.training.vectors import bits_of, evenly_spaced, global_norm
+from lmcleaner.training.vectors import bits_of, global_norm
 from lmcleaner.unlearning.combine import Correction
 from lmcleaner.unlearning.options import UnlearnOptions
-from lmcleaner.unlearning.plan import NUM_MARKS
 from lmcleaner.unlearning.prediction import make_prediction
 from lmcleaner.unlearning.propagation import Carrier, OptimizerCarrier, make_carrier
 from lmcleaner.unlearning.setting import Setting
+from lmcleaner.unlearning.settling import Settling, marks
 from lmcleaner.unlearning.trajectory import Trajectory, open_trajectory
-from lmcleaner.unlearning.windows import Window
+from lmcleaner.unlearning.windows import Window, windows_in
 
 # δ ten times as long as θ itself is no correction any more, whatever it grows to later.
 _GROWTH_LIMIT = 10.0
@@ -37,7 +39,7 @@ class WindowReport:
         products: curvature products computed.
         handled: forgotten rows left out.
         marks: step -> relative error of the predicted gradient there.
-        settled: ‖δ[end] - δ[a tenth earlier]‖ / ‖δ[end]‖.
+        settled: ‖δ[end] - δ[a tenth earlier]‖ / ‖δ[end]‖, or at the last look of a window that K="auto" carries to τ.
         replay_exact: whether every lead-in step gave the run's bits; None without a lead-in.
     """
 
@@ -63,6 +65,34 @@ class WindowReport:
         return median(self.marks.values()) if self.marks else None
 
 
+def sweep(
+    log: TrainingLog, setting: Setting, options: UnlearnOptions, correction: Correction, progress: Progress
+) -> list[WindowReport]:
+    """Goes through all windows of a request, each of which begins where the one before it has ended, or later.
+
+    Args:
+        log: the training log.
+        setting: what every step needs, the forget set among it.
+        options: what the user asked for.
+        correction: is given each window's result.
+        progress: is told of every step.
+
+    Returns:
+        What was measured in each window.
+
+    Raises:
+        DivergedError: δ is not finite, or grows without bound.
+        DamagedError: a part of the log that is needed can't be trusted.
+    """
+    reports = list[WindowReport]()
+    steps = setting.forget_set.steps
+    while steps:
+        window = windows_in(log, steps, options.K)[0]
+        reports.append(sweep_window(log, window, setting, options, correction, progress))
+        steps = tuple(step for step in steps if step >= reports[-1].window.end)
+    return reports
+
+
 def sweep_window(
     log: TrainingLog,
     window: Window,
@@ -75,7 +105,7 @@ def sweep_window(
 
     Args:
         log: the training log.
-        window: where to start and end.
+        window: where to start and end; with K="auto" where to end at the latest.
         setting: what every step needs; its counts go on from where they are.
         options: what the user asked for.
         correction: is given the window's result.
@@ -93,14 +123,16 @@ def sweep_window(
     carrier = make_carrier(options.propagation, setting, prediction, log.checkpoint(window.start))
     before = setting.spent.gradients, setting.spent.products, setting.spent.handled
     replay_exact = _lead_in(log, window, carrier, progress)
-    walk = _Walk(log, window, carrier, trajectory)
+    tolerance = options.settle_tolerance if options.K == "auto" else None
+    walk = _Walk(log, window, carrier, trajectory, tolerance)
     if replay_exact is False:
         walk.drop_drift()
     for number in range(window.first, window.end):
-        walk.step(number)
         progress.advance()
+        if walk.step(number, setting.forget_set.steps):
+            window = window.ending_at(number + 1, setting.forget_set.steps)
+            break
     deviation = carrier.deviation(walk.known(window.end))
-    settled = walk.settled(deviation)
     if window.end == log.num_steps and isinstance(carrier, OptimizerCarrier):
         correction.set_counterfactual([parameter.detach() for parameter in carrier.state.parameters])
     else:
@@ -114,7 +146,7 @@ def sweep_window(
         products=setting.spent.products - before[1],
         handled=setting.spent.handled - before[2],
         marks=walk.errors,
-        settled=settled,
+        settled=walk.settling.moved,
         replay_exact=replay_exact,
     )
 
@@ -134,21 +166,26 @@ def _lead_in(log: TrainingLog, window: Window, carrier: Carrier, progress: Progr
 class _Walk:
     """The carried part of a window: advances, and notes norms and errors by step."""
 
-    def __init__(self, log: TrainingLog, window: Window, carrier: Carrier, trajectory: Trajectory) -> None:
-        self._log, self._window, self._carrier, self._trajectory = log, window, carrier, trajectory
-        self._marks = _marks(window)
-        self._probe: Tensor | None = None
+    def __init__(
+        self, log: TrainingLog, window: Window, carrier: Carrier, trajectory: Trajectory, tolerance: float | None
+    ) -> None:
+        self._log, self._carrier, self._trajectory = log, carrier, trajectory
+        self._marks = marks(window, is_end_fixed=tolerance is None)
+        self.settling = Settling(window, tolerance)
         self._here = trajectory.move_to(window.first)
         self.norms: dict[int, float] = {}
         self.errors: dict[int, float] = {}
 
-    def step(self, number: int) -> None:
+    def step(self, number: int, occurrence_steps: Sequence[int]) -> bool:
+        """Takes a step; whether the window may end after it."""
         error = self._carrier.advance(number, self._log.step(number), self._here, measure=number in self._marks)
         if error is not None:
             self.errors[number] = _finite(error, number)
         self._here = self._trajectory.move_to(number + 1)
-        if self._here is not None:
-            self._measure(number + 1, self._here)
+        if self._here is None:
+            return False
+        deviation = self._measure(number + 1, self._here)
+        return self.settling.look(number + 1, deviation, occurrence_steps[bisect_right(occurrence_steps, number) - 1])
 
     def drop_drift(self) -> None:
         """Goes on from the logged θ where the lead-in didn't give the run's bits: no deviation but the request's."""
@@ -160,13 +197,7 @@ class _Walk:
         assert self._here is not None, step  # a window ends where θ is known
         return self._here
 
-    def settled(self, deviation: list[Tensor]) -> float | None:
-        end = evenly_spaced(deviation)
-        if self._probe is None or not float(end.norm()):
-            return None
-        return float((end - self._probe).norm() / end.norm())
-
-    def _measure(self, step: int, parameters: list[Tensor]) -> None:
+    def _measure(self, step: int, parameters: list[Tensor]) -> list[Tensor]:
         deviation = self._carrier.deviation(parameters)
         norm, limit = global_norm(deviation), _GROWTH_LIMIT * global_norm(parameters)
         if not math.isfinite(norm) or norm > limit:
@@ -175,8 +206,7 @@ class _Walk:
                 hint="the propagation doesn't fit the run; use --propagation optimizer, or --hessian-mode secant",
             )
         self.norms[step] = norm
-        if step <= _tenth_before_end(self._window):
-            self._probe = evenly_spaced(deviation)
+        return deviation
 
 
 def _finite(error: float, step: int) -> float:
@@ -187,13 +217,3 @@ def _finite(error: float, step: int) -> float:
             hint="the run itself is about to diverge here; --hessian-mode secant needs no prediction",
         )
     return error
-
-
-def _tenth_before_end(window: Window) -> int:
-    return window.end - max(1, window.num_carried // 10)
-
-
-def _marks(window: Window) -> frozenset[int]:
-    """Up to ten steps, evenly spaced, the last of the window among them."""
-    count = min(NUM_MARKS, window.num_carried)
-    return frozenset(window.first + math.ceil(window.num_carried * k / count) - 1 for k in range(1, count + 1))

@@ -2,8 +2,9 @@
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from lmcleaner.choices import Steps
 from lmcleaner.formats.reader import TrainingLog
 
 
@@ -38,6 +39,18 @@ class Window:
         """Steps from the first occurrence to the end."""
         return self.end - self.first
 
+    def ending_at(self, end: int, occurrence_steps: Sequence[int]) -> "Window":
+        """The window up to an earlier end.
+
+        Args:
+            end: where it shall end, after its first occurrence.
+            occurrence_steps: all steps that hold a forgotten row, ascending.
+
+        Returns:
+            A window whose last occurrence lies before that end.
+        """
+        return replace(self, end=end, last=occurrence_steps[bisect_left(occurrence_steps, end) - 1])
+
     def to_json(self) -> dict[str, int]:
         """The window by the names that the audit document uses."""
         return {
@@ -52,7 +65,7 @@ class Window:
 def find_windows(
     occurrence_steps: Sequence[int],
     *,
-    K: int | None,  # noqa: N803 -- the paper's name
+    K: Steps,  # noqa: N803 -- the paper's name
     num_steps: int,
     checkpoint_steps: Sequence[int],
     known_steps: Iterable[int],
@@ -61,7 +74,7 @@ def find_windows(
 
     Args:
         occurrence_steps: steps that hold a forgotten row, ascending.
-        K: steps to carry after the last occurrence; None carries to the end of the run.
+        K: steps to carry after the last occurrence; None carries to the end of the run, and so may "auto".
         num_steps: τ.
         checkpoint_steps: steps with a checkpoint, ascending; 0 is one.
         known_steps: steps before which θ is known besides; an end is moved on to the next of them, or of the
@@ -73,7 +86,7 @@ def find_windows(
     ends = sorted({*checkpoint_steps, *known_steps, num_steps})
 
     def end_of(step: int) -> int:
-        return ends[bisect_left(ends, num_steps if K is None else min(num_steps, step + 1 + K))]
+        return ends[bisect_left(ends, min(num_steps, step + 1 + K) if isinstance(K, int) else num_steps)]
 
     spans: list[tuple[int, int, int]] = []  # first, last, end
     for step in occurrence_steps:
@@ -87,13 +100,13 @@ def find_windows(
     )
 
 
-def windows_in(log: TrainingLog, occurrence_steps: Sequence[int], K: int | None) -> tuple[Window, ...]:  # noqa: N803
+def windows_in(log: TrainingLog, occurrence_steps: Sequence[int], K: Steps) -> tuple[Window, ...]:  # noqa: N803
     """The windows of a request to a log, which may hold the updates of some steps only; see `find_windows`.
 
     Args:
         log: the training log.
         occurrence_steps: steps that hold a forgotten row, ascending.
-        K: steps to carry after the last occurrence; None carries to the end of the run.
+        K: steps to carry after the last occurrence; None carries to the end of the run, and so may "auto".
 
     Returns:
         Windows in order, each of which ends where θ can be read.
