@@ -1,6 +1,7 @@
 """`--K auto` ends a window where the deviation has settled, and nowhere else."""
 
 import json
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -41,7 +42,7 @@ def test_what_stands_still_settles_at_the_second_look() -> None:
 @pytest.mark.parametrize("tolerance", [0.05, 0.02, 0.001])
 def test_a_window_ends_once_the_last_tenth_moved_by_the_tolerance(tolerance: float) -> None:
     def norm(carried: int) -> float:
-        return 1 - 0.5 ** (carried / 20)
+        return 1 - math.pow(0.5, carried / 20)
 
     end = _end(norm, tolerance)
     assert end is not None
