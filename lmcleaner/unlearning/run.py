@@ -44,7 +44,7 @@ class UnlearnResult:
     """What `unlearn` found and made.
 
     Attributes:
-        forget_set: what the request names.
+        forget_set: what the requests name, and those before them that the log's ledger holds.
         windows: the steps to go through.
         plan: what it costs.
         document: the audit document; None for a dry run.
@@ -62,10 +62,10 @@ class UnlearnResult:
 
 
 def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Progress | None = None) -> UnlearnResult:
-    """Removes the influence of what a request names from the model that a log trained.
+    """Removes the influence of what requests name from the model that a log trained.
 
     Args:
-        log_path: the training log; it is not changed, unless `options.redact`.
+        log_path: the training log; nothing of it changes but its request ledger, unless `options.redact`.
         options: what to remove and how.
         progress: whom to tell how far it is.
 
@@ -73,11 +73,13 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
         What was found and made. With a poor verdict the output is written all the same, and says so.
 
     Raises:
-        ExistsError: the output exists, or the log is to be redacted and somebody writes it.
+        ExistsError: the output exists, or somebody writes the log. If that shows only in the end, the output is there,
+            but not in the log's ledger.
         NotFoundError: the log, the base model, or something that the request names isn't there, or is redacted already.
-        UsageError: the request names everything, or a log that can't be written is to be redacted.
+        UsageError: the requests name everything, or a log that can't be written is to be redacted.
         InsufficientLogError: the run was interrupted, and the log is to be redacted or lacks its last parameters.
-        MismatchError: the base model is not the log's, or the log can't be redacted on this machine.
+        MismatchError: the base model is not the log's, the log can't be redacted on this machine, or it was changed
+            while the requests ran: then the output is there, but not in the log's ledger.
         DivergedError: the deviation is not finite or grows without bound; nothing is written.
         DamagedError: a part of the log that is needed can't be trusted.
     """
@@ -95,9 +97,7 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
         if not options.dry_run:
             desk = open_desk(log_path, log, ledger, forget_set, has_lock=options.redact)
             if desk.closed is not None:
-                progress.say(
-                    f"NOT ENTERED: the log can't be written, so the next request won't know of this one: {desk.closed}"
-                )
+                progress.say(f"NOT ENTERED: the next request won't know of this one: {desk.closed}")
             document = _unlearned(desk, forget_set, windows, plan, options, progress)
     return UnlearnResult(forget_set=forget_set, windows=windows, plan=plan, document=document)
 

@@ -157,7 +157,7 @@ def large_entry(log: Path) -> None:
     """An entry of the request ledger as large as it may be, of steps."""
     (log / "ledger" / "00000000").mkdir(parents=True)
     request = {"level": "batch", "named": "steps", "samples": ["ab" * 32], "steps": [10**12] * (10**6)}
-    entry = dict.fromkeys(("previous", "forget_set", "audit_sha256", "model_after", "time"), "ab" * 32)
+    entry: Document = dict.fromkeys(("previous", "forget_set", "audit_sha256", "model_after", "time"), "ab" * 32)
     entry |= {"number": 0, "requests": [request]}
     content = group_metadata(entry | {"sha256": json_digest(entry)})
     (log / "ledger" / "00000000" / "zarr.json").write_bytes(content)
