@@ -303,7 +303,7 @@ def _size_row(model: Path, data: Path, folder: Path, codec: str) -> list[str]:
     log = TrainingLog(folder / f"sizes-{codec}")
     request = UnlearnOptions(
         forget=str(data / "forget.jsonl"), output=folder / f"out-{codec}", K=None, hessian_mode=HessianMode.EXACT,
-        oracle=True,
+        oracle=True, ledger=False,
     )  # fmt: skip
     document = unlearn(folder / f"sizes-{codec}", request).document
     assert document is not None

@@ -85,7 +85,7 @@ def run_unlearn(folder: Path, optimizer: str, mode: str, steps: str, forget: str
     for size in ("warm-up", "large"):
         options = UnlearnOptions(
             forget=str(folder / f"{forget}.jsonl"), output=folder / f"out-{size}-{optimizer}-{mode}-{steps}-{forget}",
-            K=None if steps == "all" else int(steps), hessian_mode=HessianMode(mode),
+            K=None if steps == "all" else int(steps), hessian_mode=HessianMode(mode), ledger=False,
         )  # fmt: skip
         before = reset_peak()
         document = unlearn(folder / f"log-{size}-{optimizer}", options).document

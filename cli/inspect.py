@@ -10,7 +10,7 @@ import typer
 from lmcleaner.choices import HessianMode
 from lmcleaner.cli.console import Reporter, human_bytes, print_json, print_text, sparkline, spelled
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Model, Quiet, parse_K, parse_steps
-from lmcleaner.cli.unlearn import KOption, LevelOption
+from lmcleaner.cli.unlearn import KOption, LevelOption, NoLedger, OptionalForget
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.unlearning.options import DEFAULT_K, UnlearnOptions
 
@@ -32,8 +32,12 @@ def inspect(
     redacted: Annotated[
         bool, typer.Option("--redacted", help="List redacted samples, and look whether they have left the disk.")
     ] = False,
-    forget: Annotated[str | None, typer.Option(help="A request, as for unlearn; with --plan.")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="What the request would cost in each mode.")] = False,
+    requests: Annotated[
+        bool, typer.Option("--requests", help="List the requests that were served, as the log's ledger holds them.")
+    ] = False,
+    forget: OptionalForget = None,
+    plan: Annotated[bool, typer.Option("--plan", help="What --forget would cost in each mode.")] = False,
+    no_ledger: NoLedger = False,
     level: LevelOption = None,
     K: KOption = str(DEFAULT_K),  # noqa: N803 -- the paper's name
     model: Model = None,
@@ -45,7 +49,7 @@ def inspect(
 
     Example: `lmcleaner inspect my-log --forget forget.jsonl --plan`
     """
-    _check_combination([verify, sizes, step is not None, find is not None, redacted, forget is not None])
+    _check_combination([verify, sizes, step is not None, find is not None, redacted, requests, bool(forget)])
     _check_companions(verify, replay, forget, plan)
     from lmcleaner.formats.reader import TrainingLog
 
@@ -60,8 +64,12 @@ def inspect(
         _find(opened, find, model, as_json=as_json)
     elif redacted:
         _list_redacted(opened, as_json=as_json)
-    elif forget is not None:
-        options = UnlearnOptions(forget=forget, output=None, dry_run=True, K=parse_K(K), level=level, model=model)
+    elif requests:
+        _list_requests(opened, as_json=as_json)
+    elif forget:
+        options = UnlearnOptions(
+            forget=forget, output=None, dry_run=True, K=parse_K(K), level=level, model=model, ledger=not no_ledger
+        )
         _plan(opened, options, as_json=as_json)
     else:
         _summarize(opened, as_json=as_json)
@@ -69,11 +77,11 @@ def inspect(
 
 def _check_combination(chosen: list[bool]) -> None:
     if sum(chosen) > 1:
-        raise UsageError("choose one of --verify, --sizes, --step, --find, --redacted and --forget")
+        raise UsageError("choose one of --verify, --sizes, --step, --find, --redacted, --requests and --forget")
 
 
-def _check_companions(verify: bool, replay: str | None, forget: str | None, plan: bool) -> None:
-    if plan != (forget is not None):
+def _check_companions(verify: bool, replay: str | None, forget: list[str] | None, plan: bool) -> None:
+    if plan != bool(forget):
         raise UsageError("--forget and --plan belong together: expected both, found one of them")
     if replay is not None and not verify:
         raise UsageError("--replay belongs to --verify: expected both, found --replay alone")
@@ -221,17 +229,38 @@ def _list_redacted(log: "TrainingLog", *, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
+def _list_requests(log: "TrainingLog", *, as_json: bool) -> None:
+    from lmcleaner.inspection.requests import SETTLED, list_requests
+
+    found = list_requests(log)
+    if as_json:
+        print_json({"entries": [listed.to_json() for listed in found]})
+        return
+    for listed in found:
+        print_text(f"{listed.entry.number} {listed.entry.time} {listed.state}: audit {listed.entry.audit_sha256}")
+        for request in listed.entry.requests:
+            print_text(
+                f"  {request.level} level, {len(request.samples)} samples in {len(request.steps)} steps, forget set "
+                f"{request.forget_set}"
+            )
+    pending = sum(listed.state != SETTLED for listed in found)
+    print_text(f"{len(found)} entries, {pending} of which the next unlearn serves again")
+
+
 def _plan(log: "TrainingLog", options: UnlearnOptions, *, as_json: bool) -> None:
+    from lmcleaner.formats.ledger import read_ledger
     from lmcleaner.unlearning.plan import make_plan
     from lmcleaner.unlearning.run import resolve_request
 
-    forget_set, windows = resolve_request(log, options)
+    forget_set, windows = resolve_request(log, options, ledger=read_ledger(log) if options.ledger else None)
     plans = [make_plan(log, windows, mode) for mode in HessianMode]
     if as_json:
         print_json({
             "samples": len(forget_set.digests),
             "occurrences": forget_set.num_occurrences,
             "steps": list(forget_set.steps),
+            "requests": len(forget_set.new),
+            "earlier": len(forget_set.earlier),
             "windows": [window.to_json() for window in windows],
             "plans": [asdict(plan) for plan in plans],
         })
@@ -239,6 +268,8 @@ def _plan(log: "TrainingLog", options: UnlearnOptions, *, as_json: bool) -> None
     print_text(
         f"{len(forget_set.digests)} samples, {forget_set.num_occurrences} occurrences in {len(forget_set.steps)} steps"
     )
+    if forget_set.earlier:
+        print_text(f"with {len(forget_set.earlier)} earlier requests that the log's ledger holds")
     for window in windows:
         print_text(
             f"window: checkpoint {window.start}, steps {window.first} to {window.end}, "

@@ -37,7 +37,11 @@ def load_config(context: typer.Context, path: Path | None) -> Path | None:
     unknown = sorted(str(key) for key in values if _flag(str(key)) not in names)
     if unknown:
         raise typer.BadParameter(f"{path}: no such option: {unknown[0]}; expected one of {sorted(names)}")
-    context.default_map = {str(names[_flag(str(key))]): value for key, value in values.items()}
+    several = {str(parameter.name) for parameter in context.command.params if getattr(parameter, "multiple", False)}
+    named = {str(names[_flag(str(key))]): value for key, value in values.items()}
+    context.default_map = {
+        name: [value] if name in several and not isinstance(value, list) else value for name, value in named.items()
+    }
     return path
 
 

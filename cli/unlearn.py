@@ -21,11 +21,17 @@ from lmcleaner.unlearning.options import (
 if TYPE_CHECKING:
     from lmcleaner.unlearning.run import UnlearnResult
 
-Forget = Annotated[
-    str,
+_FORGET = typer.Option(
+    metavar="NAME|FILE|DIGESTS|steps:A,B-C",
+    help="What to forget: a file beside the recorded data by its name, a file of rows, sample digests, or steps. "
+    "Once for each request.",
+)
+Forget = Annotated[list[str], _FORGET]
+OptionalForget = Annotated[list[str] | None, _FORGET]
+NoLedger = Annotated[
+    bool,
     typer.Option(
-        metavar="NAME|FILE|DIGESTS|steps:A,B-C",
-        help="What to forget: a file beside the recorded data by its name, a file of rows, sample digests, or steps.",
+        "--no-ledger", help="For experiments: neither forget what earlier requests named, nor enter this one."
     ),
 ]
 LevelOption = Annotated[
@@ -77,6 +83,7 @@ def unlearn(
             "--K all.",
         ),
     ] = False,
+    no_ledger: NoLedger = False,
     max_linearization_error: Annotated[float, typer.Option(help="With a median above it the verdict is poor.")] = _t(
         "linearization_error"
     ),
@@ -99,7 +106,7 @@ def unlearn(
         forget=forget, output=output, model=model, level=level, K=parse_K(K), settle_tolerance=settle_tolerance,
         hessian_mode=hessian_mode,
         propagation=propagation, denominator=denominator, damping=damping, rank=rank, dry_run=dry_run, oracle=oracle,
-        redact=redact,
+        redact=redact, ledger=not no_ledger,
         thresholds=Thresholds(
             linearization_error=max_linearization_error, settled=max_settled, surviving=min_surviving,
             relative_error=max_relative_error,
@@ -126,6 +133,8 @@ def _dry_run_json(result: "UnlearnResult") -> dict[str, Any]:
             "occurrences": result.forget_set.num_occurrences,
             "steps": len(result.forget_set.steps),
         },
+        "requests": len(result.forget_set.new),
+        "earlier": len(result.forget_set.earlier),
         "windows": [window.to_json() for window in result.windows],
         "plan": asdict(result.plan),
     }
@@ -136,6 +145,10 @@ def _print_document(document: dict[str, Any], output: Path | None) -> None:
     uses = f"{coverage['occurrences']} occurrences of {coverage['samples']} samples in {coverage['steps']} steps"
     handled = "skipped " if document["request"]["level"] == "batch" else "forgot  "
     print_text(f"{handled} {uses}, {coverage['missed']} missed")
+    for part in document["requests"]:
+        print_text(f"request  {_part_line(part)}; its own document: {part['document']}")
+    for part in document["request"].get("earlier", ()):
+        print_text(f"earlier  {_part_line(part)}")
     for window in document["windows"]:
         print_text(f"window   {_window_line(window)}")
     surviving = result["surviving"]
@@ -151,6 +164,18 @@ def _print_document(document: dict[str, Any], output: Path | None) -> None:
     print_text(f"model    {output}")
     if document["config"]["redact"]:
         print_text("log      redacted: it is now that of the run without them")
+    if document["config"]["ledger"]:
+        print_text(
+            f"ledger   {'entered' if document['config']['entered'] else 'NOT ENTERED: the log cannot be written'}"
+        )
+
+
+def _part_line(part: dict[str, Any]) -> str:
+    coverage = part["coverage"]
+    return (
+        f"{coverage['occurrences']} occurrences of {coverage['samples']} samples in {coverage['steps']} steps "
+        f"({part['level']} level)"
+    )
 
 
 def _window_line(window: dict[str, Any]) -> str:

@@ -23,18 +23,25 @@ def schema_problems(document: Document) -> list[str]:
     return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(document)]
 
 
-def write_audit(folder: Path, document: Document) -> None:
-    """Writes a valid document into a folder and flushes it to the disk.
+def encode_audit(document: Document) -> bytes:
+    """The bytes of a document's file.
 
     Args:
-        folder: where `audit.json` goes.
-        document: the document; a NaN in it is a bug and raises ValueError.
+        document: a valid document; a NaN in it is a bug and raises ValueError.
+
+    Returns:
+        JSON for people and programs, the same for the same document.
     """
     problems = schema_problems(document)
     assert not problems, problems
-    with (folder / AUDIT_FILE).open("x", encoding="utf-8") as file:
-        json.dump(document, file, indent=2, allow_nan=False)
-        file.write("\n")
+    return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()
+
+
+def write_audit(path: Path, content: bytes) -> None:
+    """Writes a new file and flushes it to the disk."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("xb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
 

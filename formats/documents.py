@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
@@ -20,12 +21,13 @@ Json = dict[str, Any]
 DOCUMENT_BYTES = 1 << 22
 
 
-def read_attributes(store: Store, group: str) -> Json:
+def read_attributes(store: Store, group: str, limit: int = DOCUMENT_BYTES) -> Json:
     """The attributes of a group, as canonical JSON holds them.
 
     Args:
         store: where the log lies.
         group: path of the group in the store; "" is the root.
+        limit: the most bytes that the file may have.
 
     Returns:
         The attributes.
@@ -35,9 +37,9 @@ def read_attributes(store: Store, group: str) -> Json:
         FileNotFoundError: there is none.
     """
     key = metadata_key(group)
-    data = store.read(key, 0, DOCUMENT_BYTES + 1)
-    if len(data) > DOCUMENT_BYTES:
-        raise damaged(store.location, key, f"expected at most {DOCUMENT_BYTES} bytes")
+    data = store.read(key, 0, limit + 1)
+    if len(data) > limit:
+        raise damaged(store.location, key, f"expected at most {limit} bytes")
     try:
         document = json.loads(data, parse_constant=_refuse)
         attributes: Json = document["attributes"]
@@ -100,6 +102,8 @@ def _fits(value: Any, schema: Json) -> bool:
         return False
     if kind is int:
         return bool(schema.get("minimum", -math.inf) <= value <= schema.get("maximum", math.inf))
+    if kind is str and "pattern" in schema and re.search(schema["pattern"], value) is None:
+        return False
     if kind is not dict:
         is_short = len(value) <= schema.get("maxLength" if kind is str else "maxItems", math.inf)
         return is_short and (kind is str or all(_fits(item, schema.get("items", {})) for item in value))
@@ -109,7 +113,7 @@ def _fits(value: Any, schema: Json) -> bool:
 
 
 _SIMPLE: dict[str, type] = {"object": dict, "array": list, "string": str, "integer": int}
-_UNDERSTOOD = {"type", "required", "properties", "items", "maxItems", "minimum", "maximum", "maxLength"}
+_UNDERSTOOD = {"type", "required", "properties", "items", "maxItems", "minimum", "maximum", "maxLength", "pattern"}
 
 
 @cache

@@ -3,6 +3,8 @@
 LOG/                       group; its attributes are the manifest
   commit/                  group; its attributes are the commit record, written after all that it counts
   lock.json                names the writer, while there is one
+  ledger/00000000/         group; its attributes are an entry of the request ledger, which no commit record counts
+  ledger/prepared/         group; the entry that is about to be written, while it is
   generation-0/            group; the commit record says which generation is the log's
     samples/ occurrences/ microbatches/ steps/ rng/     tables: arrays that grow along axis 0
     updates, gradients     arrays `[step, parameter]`; lossy ones with `_scales` beside them
@@ -11,6 +13,7 @@ LOG/                       group; its attributes are the manifest
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,6 +29,8 @@ VERSION = 1
 METADATA = "zarr.json"
 COMMIT = "commit"
 LOCK = "lock.json"
+LEDGER = "ledger"
+PREPARED = f"{LEDGER}/prepared"
 UPDATES = "updates"
 GRADIENTS = "gradients"
 CORRECTIONS = "corrections"
@@ -42,6 +47,7 @@ VECTOR_COMPRESSION = Compression(cname="zstd", clevel=3, shuffle="bitshuffle")
 TABLE_COMPRESSION = Compression(cname="zstd", clevel=5, shuffle="shuffle")
 
 Width = Literal["", "groups", "rng_bytes"]
+_OF_LEDGER = re.compile(rf"{LEDGER}/((\d{{8}}|prepared)/)?{re.escape(METADATA)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +215,16 @@ def checkpoint_name(step: int) -> str:
 def correction_name(step: int) -> str:
     """Path in the generation of the correction of the reconstruction before step `step`."""
     return f"{CORRECTIONS}/{step:08d}"
+
+
+def entry_name(number: int) -> str:
+    """Path in the log of an entry of the request ledger."""
+    return f"{LEDGER}/{number:08d}"
+
+
+def is_uncounted(key: str) -> bool:
+    """Whether an object belongs to a log although no commit record counts it: the lock, and the request ledger."""
+    return key == LOCK or _OF_LEDGER.fullmatch(key) is not None
 
 
 def damaged(log: str, array: str, problem: str, *, step: int | None = None) -> DamagedError:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lmcleaner.formats.documents import DOCUMENT_BYTES, metadata_key
 from lmcleaner.formats.errors import ExistsError
-from lmcleaner.formats.layout import COMMIT, LOCK, METADATA, SCHEMA
+from lmcleaner.formats.layout import COMMIT, LOCK, METADATA, SCHEMA, is_uncounted
 from lmcleaner.formats.lock import WriterLock
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.store import Store, open_store
@@ -74,7 +74,7 @@ def lock_log(location: Store | Path | str) -> tuple[Store, WriterLock]:
 
 
 def remove_uncommitted(store: Store, log: TrainingLog) -> None:
-    """Removes all objects that the log's commit record doesn't count.
+    """Removes all objects that the log's commit record doesn't count, but for the lock and the request ledger.
 
     Args:
         store: where the log lies.
@@ -83,10 +83,11 @@ def remove_uncommitted(store: Store, log: TrainingLog) -> None:
     Raises:
         DamagedError: a table can't be read, so that nobody knows what the record counts.
     """
-    counted = {LOCK, *log.objects()}
-    folders = {"/".join(parts[:n]) for parts in (key.split("/") for key in counted) for n in range(len(parts))}
-    # Whole folders where nothing in them is counted: an empty one would puzzle other readers of Zarr.
-    uncounted = [_topmost(key, folders) for key, _ in store.list() if key not in counted]
+    found = [key for key, _ in store.list()]
+    kept = {*log.objects(), *filter(is_uncounted, found)}
+    folders = {"/".join(parts[:n]) for parts in (key.split("/") for key in kept) for n in range(len(parts))}
+    # Whole folders where nothing in them is kept: an empty one would puzzle other readers of Zarr.
+    uncounted = [_topmost(key, folders) for key in found if key not in kept]
     for name in dict.fromkeys(uncounted):
         store.delete(name)
 

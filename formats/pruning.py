@@ -13,7 +13,7 @@ from pathlib import Path
 from lmcleaner.formats.commit import Change, Commit
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.generations import clean, open_to_rewrite
-from lmcleaner.formats.layout import LOCK, UPDATES
+from lmcleaner.formats.layout import UPDATES, is_uncounted
 from lmcleaner.formats.ranges import Ranges, ranges_of, steps_in
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.store import Store
@@ -169,9 +169,9 @@ def _steps_per_object(log: TrainingLog) -> int:
 
 
 def _freed_bytes(log: TrainingLog, commit: Commit, counted: frozenset[str]) -> dict[str, int]:
-    kept = {LOCK, *log.tree.objects(commit)}
+    kept = frozenset(log.tree.objects(commit))
     freed: Counter[str] = Counter()
     for key, size in log.store.list():
-        if key not in kept:
+        if key not in kept and not is_uncounted(key):
             freed[log.tree.part(key) if key in counted else "leftovers"] += size
     return dict(freed)

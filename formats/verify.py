@@ -8,7 +8,8 @@ from typing import Literal
 from lmcleaner.formats.chunks import ChunkError
 from lmcleaner.formats.documents import DOCUMENT_BYTES
 from lmcleaner.formats.errors import DamagedError
-from lmcleaner.formats.layout import GRADIENTS, LOCK, TABLES, UPDATES, checkpoint_name, num_spans
+from lmcleaner.formats.layout import GRADIENTS, TABLES, UPDATES, checkpoint_name, is_uncounted, num_spans
+from lmcleaner.formats.ledger import walk_ledger
 from lmcleaner.formats.ranges import Ranges, ranges_of, readable_steps
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.reconstruction import Reconstruction
@@ -37,7 +38,7 @@ class Problem:
 
 
 def find_problems(log: TrainingLog) -> Iterator[Problem | None]:
-    """Checks tables, checkpoints, updates, gradients and metadata against the commit record.
+    """Checks tables, checkpoints, updates, gradients and metadata against the commit record, and the request ledger.
 
     Args:
         log: the opened log.
@@ -46,6 +47,7 @@ def find_problems(log: TrainingLog) -> Iterator[Problem | None]:
         A problem, or None for each sound part, so that a caller can show progress; about `num_parts` of them.
     """
     damaged_tables = [problem for table in TABLES if (problem := _of_table(log, table.name)) is not None]
+    yield from _of_ledger(log)
     yield from damaged_tables
     yield from (None for _ in range(len(TABLES) - len(damaged_tables)))
     yield from _of_checkpoints(log)
@@ -71,6 +73,12 @@ def num_parts(log: TrainingLog) -> int:
 
 def _of_table(log: TrainingLog, name: str) -> Problem | None:
     return _tried(name, None, log.table, name)
+
+
+def _of_ledger(log: TrainingLog) -> Iterator[Problem]:
+    for path, found in walk_ledger(log):
+        if isinstance(found, DamagedError):
+            yield Problem(kind="damaged", array=path, step=None, message=found.problem or found.message)
 
 
 def _of_checkpoints(log: TrainingLog) -> Iterator[Problem | None]:
@@ -158,9 +166,9 @@ def _differs_in_length(found: bytes, expected: bytes) -> bool:
 
 
 def _leftovers(log: TrainingLog) -> Iterator[Problem]:
-    counted = {LOCK, *log.objects()}
+    counted = frozenset(log.objects())
     for key, size in log.store.list():
-        if key not in counted:
+        if key not in counted and not is_uncounted(key):
             yield Problem(kind="leftover", array=key, step=None, message=f"{size} bytes that nothing counts")
 
 

@@ -131,6 +131,11 @@ class ZarrStore:
             yield
         except (expected, LmcleanerError):
             raise
+        except (NotImplementedError, ValueError) as error:  # what backends raise that have no way to write
+            if action != "write":
+                raise
+            hint = "record into a folder, then copy it"
+            raise UsageError(f"a log can't be written there: {self.location}: {error}", hint=hint) from error
         except _BROKEN as error:
             raise DamagedError(f"{self.location}: {key}: expected bytes that can be unpacked ({error})") from error
         except OSError as error:

@@ -77,9 +77,9 @@ def test_importing_the_package_loads_neither_torch_nor_transformers() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-@pytest.mark.parametrize("name", ["manifest.schema.json", "commit.schema.json", "audit.schema.json"])
+@pytest.mark.parametrize("name", ["manifest", "commit", "ledger", "audit"])
 def test_the_schemas_are_schemas(name: str) -> None:
-    jsonschema.Draft202012Validator.check_schema(load_schema(name))
+    jsonschema.Draft202012Validator.check_schema(load_schema(f"{name}.schema.json"))
 
 
 def test_the_file_tree_of_the_readme_names_every_folder_and_module() -> None:

@@ -2,26 +2,23 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from lmcleaner.audit.coverage import request_checks
+from lmcleaner.audit.entered import NOT_ENTERED, ledger_problem
 from lmcleaner.audit.history import redactions
 from lmcleaner.audit.oracle import compare_with_oracle, replay_counterfactual
 from lmcleaner.audit.redacted import changes_since, check_previous, check_redacted
 from lmcleaner.audit.statements import (
-    forget_set_problem,
-    handled_problem,
+    documents_problem,
+    stated_forget_set,
     stated_model,
-    stated_request,
-    stated_windows,
     unequal,
     verdict_problem,
-    windows_problem,
 )
-from lmcleaner.choices import Denominator, Level
+from lmcleaner.choices import Denominator
 from lmcleaner.formats.audit_document import AUDIT_FILE, Document, read_audit, schema_problems
 from lmcleaner.formats.canonical import sha256_hex
 from lmcleaner.formats.commit import Change
@@ -33,7 +30,6 @@ from lmcleaner.training.numerics import replay_device, restored_numerics
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.vectors import torch_dtype
 from lmcleaner.unlearning.combine import distance
-from lmcleaner.unlearning.request import ForgetSet, occurrences_in
 
 # Norms are summed in float64 in one order; they may differ in the last digits between machines.
 _NORM_TOLERANCE = 1e-6
@@ -101,17 +97,23 @@ def audit_model(
     if problems:
         return AuditReport(checks=checks, unchecked={}, document=document, oracle=None)
     log = TrainingLog(log_path)
+    audit_sha256 = sha256_hex((folder / AUDIT_FILE).read_bytes())
+    checks["requests"] = documents_problem(folder, document, audit_sha256)
+    unchecked = {}
+    if document["config"].get("entered"):
+        checks["ledger"] = ledger_problem(document, audit_sha256, log)
+    elif document["config"].get("ledger"):
+        unchecked["ledger"] = NOT_ENTERED
     since = changes_since(log, document["hashes"]["log_root"])
     if since and redactions(since):
-        audit_sha256 = sha256_hex((folder / AUDIT_FILE).read_bytes())
         found = check_redacted(document, audit_sha256, log, folder)
-        unchecked = {"log": f"redacted on {redactions(since)[0].time}"} | found.unchecked
+        unchecked |= {"log": f"redacted on {redactions(since)[0].time}"} | found.unchecked
         if options.oracle:
             unchecked["oracle"] = "the log no longer holds the rows, nor the run with them"
         return AuditReport(checks=checks | found.checks, unchecked=unchecked, document=document, oracle=None)
-    checks |= _log_checks(document, log, since)
-    checks |= _request_checks(document, log)
-    unchecked = {"windows": "checkpoints or updates were pruned since"} if since else {}
+    if since:
+        unchecked["windows"] = "checkpoints or updates were pruned since"
+    checks |= _log_checks(document, log, since) | request_checks(document, stated_forget_set(document), log)
     checks = {name: problem for name, problem in checks.items() if name not in unchecked}
     oracle = None
     if checks["log"] is None and checks["samples"] is None:
@@ -131,40 +133,6 @@ def _log_checks(document: Document, log: TrainingLog, since: Sequence[Change] | 
     if document["config"].get("redact"):
         checks["redaction"] = "the log was not redacted: `unlearn --redact` ended before it changed the log"
     return checks
-
-
-def _request_checks(document: Document, log: TrainingLog) -> dict[str, str | None]:
-    """Whether the digests were really used, and all of their uses were covered."""
-    unknown = [digest for digest in document["request"]["samples"] if bytes.fromhex(digest) not in log.sample_rows]
-    if unknown:
-        return {"samples": f"the run never saw {len(unknown)} of the samples, such as {unknown[0]}"}
-    forget_set = _forget_set(document, log)
-    used = _steps_of(log, forget_set)
-    coverage = document["coverage"]
-    found = (len(forget_set.digests), forget_set.num_occurrences, len(used))
-    stated = (coverage["samples"], coverage["occurrences"], coverage["steps"])
-    return {
-        "samples": forget_set_problem(document, forget_set),
-        "coverage": unequal("samples, occurrences and steps", stated, found)
-        or unequal("steps", list(forget_set.steps), used)
-        or handled_problem(document, forget_set.num_occurrences),
-        "windows": windows_problem(document, stated_windows(document, log, used)),
-    }
-
-
-def _forget_set(document: Document, log: TrainingLog) -> ForgetSet:
-    named = stated_request(document, 0)
-    return replace(named, num_occurrences=occurrences_in(log, named.digests, named.steps))
-
-
-def _steps_of(log: TrainingLog, forget_set: ForgetSet) -> list[int]:
-    """Steps that the request must cover: all that hold one of its samples, or the steps that it names as a whole."""
-    named = frozenset(forget_set.steps)
-    rows_of_named = int(np.isin(log.occurrence_steps, list(named)).sum())
-    if forget_set.level is Level.BATCH and forget_set.num_occurrences == rows_of_named:
-        return sorted(named)
-    rows = [log.sample_rows[digest] for digest in forget_set.digests]
-    return [int(step) for step in np.unique(log.occurrence_steps[np.isin(log.table("occurrences/sample"), rows)])]
 
 
 def _model_checks(document: Document, log: TrainingLog, folder: Path) -> dict[str, str | None]:
@@ -193,7 +161,7 @@ def _oracle(
     replay = ReplayModel(load_base_model(manifest, options.model), manifest, replay_device(manifest))
     made = load_model(str(folder), torch_dtype(manifest.model.dtype), manifest.numerics.attention)
     unlearned = [p.detach() for p in ReplayModel(made, manifest, replay.device).parameters]
-    forget_set = _forget_set(document, log)
+    forget_set = stated_forget_set(document)
     denominator = Denominator(document["config"].get("denominator", Denominator.LOGGED))
     counterfactual = replay_counterfactual(log, replay, forget_set, denominator, progress)
     trained = replay.load(log.parameters(log.num_steps))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcleaner.audit.history import previous_audit
+from lmcleaner.audit.requests import REQUESTS, stated_part
 from lmcleaner.formats.audit_document import AUDIT_SCHEMA, AUDIT_VERSION, Document
 from lmcleaner.formats.errors import InsufficientLogError
 from lmcleaner.formats.reader import TrainingLog
@@ -62,11 +63,8 @@ def make_document(
     return {
         "schema": AUDIT_SCHEMA,
         "version": AUDIT_VERSION,
-        "request": {
-            "level": forget_set.level.value,
-            "samples": sorted(digest.hex() for digest in forget_set.digests),
-            "steps": list(forget_set.steps),
-        },
+        "request": _request(forget_set),
+        REQUESTS: [stated_part(request) for request in forget_set.new],
         "coverage": _coverage(forget_set, outcome.reports),
         "plan": asdict(plan) | {"mode": plan.mode.value},
         "windows": [_window(report) for report in outcome.reports],
@@ -88,6 +86,12 @@ def make_document(
         "timing": outcome.timing,
         "previous": previous_audit(log.commit.history),
     }
+
+
+def _request(forget_set: ForgetSet) -> dict[str, Any]:
+    """The union, and which parts of it were served before."""
+    earlier = [stated_part(request) for request in forget_set.earlier]
+    return forget_set.to_json() | ({"earlier": earlier} if earlier else {})
 
 
 def _coverage(forget_set: ForgetSet, reports: Sequence[WindowReport]) -> dict[str, int]:
@@ -132,5 +136,6 @@ def _config(log: TrainingLog, options: UnlearnOptions) -> dict[str, Any]:
         "rank": options.rank,
         "oracle": options.oracle,
         "redact": options.redact,
+        "ledger": options.ledger,
         "thresholds": asdict(options.thresholds),
     }

@@ -10,8 +10,8 @@ from lmcleaner.audit.history import previous_audit, redactions, tombstones
 from lmcleaner.audit.statements import (
     forget_set_problem,
     handled_problem,
+    stated_forget_set,
     stated_model,
-    stated_request,
     stated_steps,
     unequal,
     verdict_problem,
@@ -68,7 +68,7 @@ def check_redacted(document: Document, audit_sha256: str, log: TrainingLog, fold
     found = Findings()
     found.checks["log"] = None
     found.checks["previous"] = check_previous(document, log, since)
-    found.checks["samples"] = forget_set_problem(document, stated_request(document, 0))
+    found.checks["samples"] = forget_set_problem(document, stated_forget_set(document))
     model, found.checks["model"] = stated_model(document, log, folder)
     found.checks["verdict"] = verdict_problem(document)
     found.unchecked["trained model"] = found.unchecked["change"] = _GONE
@@ -96,12 +96,12 @@ def check_previous(document: Document, log: TrainingLog, since: Sequence[Change]
 def _check_own(document: Document, own: Change, log: TrainingLog, later: Sequence[Change], found: Findings) -> None:
     """What can be checked where the document is that of the redaction itself."""
     details, coverage = own.details, document["coverage"]
-    stated = (document["request"]["level"], document["request"]["samples"], document["request"]["steps"])
-    logged = (details["level"], details["samples"], details["steps"])
+    stated = {name: value for name, value in document["request"].items() if name != "earlier"}
+    logged = {name: details.get(name) for name in stated}
     counts = (coverage["samples"], coverage["occurrences"], coverage["steps"])
     counted = (len(details["samples"]), details["occurrences"], len(details["steps"]))
     found.checks["coverage"] = (
-        unequal("level, samples and steps", stated, logged)
+        unequal("request", stated, logged)
         or unequal("samples, occurrences and steps", counts, counted)
         or handled_problem(document, details["occurrences"])
     )
@@ -115,16 +115,17 @@ def _check_own(document: Document, own: Change, log: TrainingLog, later: Sequenc
 
 def _content_problem(document: Document, own: Change, log: TrainingLog, later: Sequence[Change]) -> str | None:
     """Whether the log really lost what the document says that it lost."""
-    if any(change.details.get("level") != Level.SAMPLE.value for change in redactions((own, *later))):
-        first = own.details["level"] == Level.BATCH.value and not redactions(later)
-        expected = own.details["num_steps"] - len(own.details["steps"])
-        return unequal("steps that are left", expected, log.num_steps) if first else None
-    forget_set = stated_request(document, own.details["occurrences"])
-    kept = forget_set.digests - tombstones(log)
+    named, others = stated_forget_set(document), redactions(later)
+    if any(change.details.get("level") != Level.SAMPLE.value for change in others):
+        return None  # steps went that may have held the samples, and later ones moved up
+    expected = own.details["num_steps"] - len(named.skipped)
+    kept = (named.masked & log.sample_rows.keys()) - tombstones(log)
     if kept:
         return f"{len(kept)} of the samples are not redacted, such as {min(kept).hex()}"
-    found = occurrences_in(log, forget_set.digests, forget_set.steps)
-    return unequal("occurrences of redacted samples", forget_set.num_occurrences, found)
+    if named.skipped:
+        return unequal("steps that are left", expected, log.num_steps)
+    found = occurrences_in(log, named.digests, named.steps)
+    return unequal("occurrences of redacted samples", named.num_occurrences, found)
 
 
 def _log_problem(document: Document, log: TrainingLog, model: nn.Module) -> str | None:

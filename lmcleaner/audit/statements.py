@@ -1,13 +1,16 @@
 """Holds what an audit document says against what was found."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 from torch import nn
 
-from lmcleaner.choices import Level, Steps
+from lmcleaner.audit.requests import REQUESTS, request_documents, stated_parts
+from lmcleaner.choices import Steps
 from lmcleaner.formats.audit_document import Document
+from lmcleaner.formats.canonical import json_digest
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.training.fingerprint import model_fingerprint
 from lmcleaner.training.models import load_model
@@ -21,24 +24,56 @@ def unequal(what: str, stated: object, found: object) -> str | None:
     return None if stated == found else f"{what}: the document says {stated}, found {found}"
 
 
-def stated_request(document: Document, num_occurrences: int) -> ForgetSet:
-    """The request of a document.
+def stated_forget_set(document: Document) -> ForgetSet:
+    """What a document says was left out.
 
     Args:
         document: the audit document.
-        num_occurrences: of what it names.
 
     Returns:
-        The forget set.
+        The forget set, with the numbers of occurrences that the document states.
     """
-    request = document["request"]
-    digests = frozenset(bytes.fromhex(digest) for digest in request["samples"])
-    return ForgetSet(Level(request["level"]), digests, tuple(request["steps"]), num_occurrences)
+    return ForgetSet(stated_parts(document), document["coverage"]["occurrences"])
 
 
 def forget_set_problem(document: Document, forget_set: ForgetSet) -> str | None:
-    """Whether the document's hash is that of its request."""
-    return unequal("forget_set", document["hashes"]["forget_set"], forget_set.sha256)
+    """Whether the document's hashes are those of its requests, and its request is their union."""
+    stated = {name: document["request"].get(name) for name in forget_set.to_json()}
+    parts = (*document.get(REQUESTS, ()), *document["request"].get("earlier", ()))
+    own = [unequal("forget_set", p["forget_set"], r.sha256) for p, r in zip(parts, forget_set.requests, strict=False)]
+    return (
+        unequal("forget_set", document["hashes"]["forget_set"], forget_set.sha256)
+        or unequal("request, as a digest", json_digest(stated), forget_set.sha256)
+        or next((problem for problem in own if problem is not None), None)
+    )
+
+
+def documents_problem(folder: Path, document: Document, audit_sha256: str) -> str | None:
+    """Whether each request's own document lies beside the run's, and says nothing else.
+
+    Args:
+        folder: the output folder.
+        document: the audit document of the run.
+        audit_sha256: of its file.
+
+    Returns:
+        What is wrong, or None.
+    """
+    expected = request_documents(document, audit_sha256)
+    found = {file.relative_to(folder).as_posix() for file in (folder / REQUESTS).glob("*")}
+    problem = unequal("documents of requests", sorted(expected), sorted(found))
+    if problem is not None:
+        return problem
+    different = (place for place, own in expected.items() if _json(folder / place) != own)
+    return next((f"{place}: it isn't what the document of the run says of this request" for place in different), None)
+
+
+def _json(file: Path) -> object:
+    """Content of a file; None where that is no JSON."""
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def handled_problem(document: Document, num_occurrences: int) -> str | None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lmcleaner.formats.layout import CHECKPOINTS, CORRECTIONS, GRADIENTS, LOCK, METADATA, UPDATES
+from lmcleaner.formats.layout import CHECKPOINTS, CORRECTIONS, GRADIENTS, LEDGER, METADATA, UPDATES, is_uncounted
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.tree import PARTS
 
@@ -64,7 +64,7 @@ class Sizes:
 
     Attributes:
         parts: in the order of `PARTS`, leftovers last.
-        arrays: the largest first; a checkpoint and a correction as a whole.
+        arrays: the largest first; a checkpoint, a correction and the request ledger as a whole.
         leftovers: in the order of their keys.
     """
 
@@ -85,8 +85,8 @@ def sizes_of(log: TrainingLog) -> Sizes:
     Raises:
         DamagedError: a table can't be trusted.
     """
-    counted, prefix = {LOCK, *log.objects()}, log.tree.path("") + "/"
-    objects = dict(log.store.list())
+    objects, prefix = dict(log.store.list()), log.tree.path("") + "/"
+    counted = {*log.objects(), *filter(is_uncounted, objects)}
     parts = _grouped((log.tree.part(key) if key in counted else "leftovers", size) for key, size in objects.items())
     arrays = _grouped(
         (_array_of(key.removeprefix(prefix)) if key in counted else "leftovers", size) for key, size in objects.items()
@@ -113,6 +113,8 @@ def _grouped(named: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
 
 def _array_of(path: str) -> str:
     parts = path.partition("/c/")[0].removesuffix(METADATA).rstrip("/").split("/")
+    if parts[0] == LEDGER:
+        return LEDGER
     return "/".join(parts[:2]) if parts[0] in {CHECKPOINTS, CORRECTIONS} else "/".join(parts)
 
 

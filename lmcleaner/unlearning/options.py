@@ -1,6 +1,7 @@
 """Options of `unlearn`, checked before anything is loaded."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,7 @@ class UnlearnOptions:
     """What `unlearn` shall remove and how.
 
     Attributes:
-        forget: the request; see `find_forget_set`.
+        forget: one request or several; see `find_request`.
         output: folder for model and audit document; must not exist. None only with `dry_run`.
         model: where the base model lies now, or None for where it lay.
         level: sample or batch; None chooses batch for `steps:` and sample otherwise.
@@ -68,10 +69,12 @@ class UnlearnOptions:
         oracle: replays the counterfactual and reports the error against it.
         redact: makes the log that of the run without what is forgotten, and deletes what it was; needs secant, K=None
             and the propagation through the optimizer.
+        ledger: also forgets what earlier requests named, as the log's ledger holds them, and enters these; False is for
+            experiments.
         thresholds: where a result stops being good.
     """
 
-    forget: str
+    forget: str | Sequence[str]
     output: Path | None
     model: str | None = None
     level: Level | None = None
@@ -85,7 +88,13 @@ class UnlearnOptions:
     dry_run: bool = False
     oracle: bool = False
     redact: bool = False
+    ledger: bool = True
     thresholds: Thresholds = Thresholds()
+
+    @property
+    def requests(self) -> tuple[str, ...]:
+        """All that is to be forgotten, one by one."""
+        return (self.forget,) if isinstance(self.forget, str) else tuple(self.forget)
 
     def __post_init__(self) -> None:
         """Checks ranges and combinations.
@@ -96,6 +105,8 @@ class UnlearnOptions:
         for name, kind in _CHOICES.items():
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, choose(kind, getattr(self, name), name.replace("_", "-")))
+        if not self.requests:
+            raise UsageError("--forget is missing: expected at least one request")
         if self.K not in {None, "auto"} and not (isinstance(self.K, int) and self.K >= 0):
             raise UsageError(f"--K: expected 0 or more, 'all' or 'auto', found {self.K}")
         if not 0 < self.settle_tolerance < float("inf"):
@@ -115,10 +126,16 @@ class UnlearnOptions:
             )
 
     def _check_redaction(self) -> None:
+        if not self.ledger:
+            raise UsageError(
+                "--redact and --no-ledger don't go together: a redaction serves what the ledger holds for good",
+                hint="leave --no-ledger away; to experiment, redact a copy of the log",
+            )
         found = f"{self.hessian_mode.value}, {'all' if self.K is None else self.K}, {self.propagation.value}"
         if found == "secant, all, optimizer":
             return
-        command = ["lmcleaner", "unlearn", "LOG", "--forget", self.forget, "--output", str(self.output or "DIR")]
+        named = [word for request in self.requests for word in ("--forget", request)]
+        command = ["lmcleaner", "unlearn", "LOG", *named, "--output", str(self.output or "DIR")]
         raise UsageError(
             "--redact makes the log that of the run without the rows, which only an exact sweep to the end gives: "
             f"expected --hessian-mode secant, --K all and --propagation optimizer, found {found}",

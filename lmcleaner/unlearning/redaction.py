@@ -19,6 +19,7 @@ from lmcleaner.formats.canonical import array_digest
 from lmcleaner.formats.commit import Change
 from lmcleaner.formats.errors import InsufficientLogError, MismatchError, UsageError
 from lmcleaner.formats.generations import NextGeneration, clean, next_generation, open_to_rewrite
+from lmcleaner.formats.ledger import Ledger
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.store import Store, open_store
 from lmcleaner.progress import Progress
@@ -75,7 +76,7 @@ def _check_redactable(log: TrainingLog, denominator: Denominator) -> None:
         )
     for change in redactions(log.commit.history):
         before = change.details.get("denominator", denominator.value)
-        if change.details.get("level") == Level.SAMPLE.value and before != denominator.value:
+        if change.details.get("level") != Level.BATCH.value and before != denominator.value:
             raise UsageError(
                 f"{log.location} was redacted with --denominator {before} before, found {denominator.value}",
                 hint=f"give --denominator {before}: a run that divides by both is no run at all",
@@ -89,13 +90,14 @@ class Redaction:
         """Not for callers: see `redaction`."""
         self._wanted, self._generation = wanted, generation
 
-    def commit(self, audit_sha256: str) -> None:
+    def commit(self, audit_sha256: str, ledger: Ledger) -> None:
         """Makes the log what was written. The trajectory and the rows until then are deleted afterwards.
 
         Args:
             audit_sha256: SHA-256 of the audit document's file, hexadecimal.
+            ledger: the log's, whose requests are served for good by it.
         """
-        self._generation.switch(_change(self._wanted, audit_sha256))
+        self._generation.switch(_change(self._wanted, audit_sha256, ledger))
 
 
 @contextmanager
@@ -125,18 +127,17 @@ def redaction(wanted: Counterfactual, final: Sequence[Tensor], progress: Progres
         yield Redaction(wanted, generation)
 
 
-def _change(wanted: Counterfactual, audit_sha256: str) -> Change:
+def _change(wanted: Counterfactual, audit_sha256: str, ledger: Ledger) -> Change:
     """The entry of the log's history."""
     named = wanted.forget_set
     details = {
-        "level": named.level.value,
+        **named.to_json(),
         "denominator": wanted.denominator.value,
-        "samples": sorted(digest.hex() for digest in named.digests),
-        "steps": list(named.steps),
         "occurrences": named.num_occurrences,
         "first_step": named.steps[0],
         "num_steps": wanted.log.num_steps,
         "audit_sha256": audit_sha256,
+        "ledger_entries": len(ledger.entries),
     }
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return Change(kind="redaction", time=now, root_before=wanted.log.root, details=details)

@@ -1,71 +1,71 @@
-"""What a request names and a log still holds."""
+"""What requests name and a log still holds, together with what was served before."""
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 from lmcleaner.audit.history import redacted_samples, redactions, tombstones
 from lmcleaner.choices import Level
-from lmcleaner.formats.errors import NotFoundError, UsageError
+from lmcleaner.formats.errors import NotFoundError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.progress import Progress
-from lmcleaner.unlearning.request import ForgetSet, find_forget_set, occurrences_in
+from lmcleaner.unlearning.request import ForgetSet, Request, find_request, request_of_samples, union_of
 
 
 def find_remaining(
-    log: TrainingLog, forget: str, level: Level | None, load_tokenizer: Callable[[], Any], progress: Progress
+    log: TrainingLog,
+    requests: Sequence[str],
+    level: Level | None,
+    earlier: Sequence[Request],
+    load_tokenizer: Callable[[], Any],
+    progress: Progress,
 ) -> ForgetSet:
-    """Looks up what a request names, without the samples that are redacted already.
+    """Looks up what requests name, without the samples that are redacted already.
 
     Args:
         log: the training log.
-        forget: the request; see `find_forget_set`.
-        level: what happens to the steps; see `find_forget_set`.
+        requests: the new ones; see `find_request`.
+        level: what happens to the steps; see `find_request`.
+        earlier: requests that were served before and must be again.
         load_tokenizer: gives the run's tokenizer; called only for rows.
         progress: is told of the samples that are gone already.
 
     Returns:
-        The forget set, with at least one occurrence of a sample that has content.
+        The union; each new request has at least one occurrence of a sample that has content.
 
     Raises:
-        NotFoundError: something that the run never saw, or only samples that are redacted already.
-        UsageError: the request can't be read, names nothing, or leaves nothing of the run.
+        NotFoundError: something that the run never saw, or a request for nothing but samples that are redacted already.
+        UsageError: a request can't be read or names nothing, or they leave nothing of the run.
         MismatchError: the tokenizer is another one than the run's.
     """
-    named = _named(log, forget, level, load_tokenizer)
     gone = tombstones(log)
-    if named.level is Level.BATCH and forget.startswith("steps:"):
-        return named  # the steps as they are, whatever they hold
-    if named.digests & gone:
-        left = named.digests - gone
-        when = ", ".join(sorted({redacted_samples(log)[digest].time for digest in named.digests & gone}))
-        if not left:
-            raise NotFoundError(
-                f"already redacted on {when}: {log.location}: all {len(named.digests)} samples of the request",
-                hint="the log is that of the run without them; `lmcleaner inspect --redacted` lists them",
-            )
-        progress.say(f"{len(named.digests & gone)} of {len(named.digests)} samples were already redacted on {when}")
-        named = find_forget_set(log, ",".join(digest.hex() for digest in sorted(left)), named.level, load_tokenizer)
-    _check_rest(log, named.digests | gone)
-    return named
+    found = [_without(log, _named(log, forget, level, load_tokenizer), gone, progress) for forget in requests]
+    return union_of(log, [*found, *earlier], gone)
 
 
-def _named(log: TrainingLog, forget: str, level: Level | None, load_tokenizer: Callable[[], Any]) -> ForgetSet:
+def _without(log: TrainingLog, named: Request, gone: Set[bytes], progress: Progress) -> Request:
+    """What is left of a request; steps that are named as a whole stay as they are, whatever they hold."""
+    redacted = named.digests & gone
+    if named.names_steps or not redacted:
+        return named
+    left = named.digests - gone
+    when = ", ".join(sorted({redacted_samples(log)[digest].time for digest in redacted}))
+    if not left:
+        raise NotFoundError(
+            f"already redacted on {when}: {log.location}: all {len(named.digests)} samples of the request",
+            hint="the log is that of the run without them; `lmcleaner inspect --redacted` lists them",
+        )
+    progress.say(f"{len(redacted)} of {len(named.digests)} samples were already redacted on {when}")
+    return request_of_samples(log, left, named.level)
+
+
+def _named(log: TrainingLog, forget: str, level: Level | None, load_tokenizer: Callable[[], Any]) -> Request:
     try:
-        return find_forget_set(log, forget, level, load_tokenizer)
+        return find_request(log, forget, level, load_tokenizer)
     except NotFoundError as error:
-        if not any(change.details.get("level") == Level.BATCH.value for change in redactions(log.commit.history)):
+        if all(change.details.get("level") == Level.SAMPLE.value for change in redactions(log.commit.history)):
             raise
         raise NotFoundError(
             error.message,
             hint="a redaction removed whole steps, and the later ones moved up; `lmcleaner inspect --redacted` lists "
             "the samples that are gone",
         ) from error
-
-
-def _check_rest(log: TrainingLog, removed: Set[bytes]) -> None:
-    """Refuses a request after which every row of the run would be forgotten, by it or by those before."""
-    if occurrences_in(log, frozenset(removed), range(log.num_steps)) == len(log.table("occurrences/sample")):
-        raise UsageError(
-            f"the request names everything that redactions have left of the run: {log.location}",
-            hint="to forget the whole run, use the base model",
-        )

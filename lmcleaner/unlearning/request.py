@@ -1,65 +1,162 @@
-"""What a request names: the forget set as samples or whole steps of a log."""
+"""What requests name, as samples or whole steps of a log, and their union, which one sweep leaves out."""
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lmcleaner.choices import Level
-from lmcleaner.data.encoding import Encoding
-from lmcleaner.data.rows import RowSource, read_rows
 from lmcleaner.formats.canonical import json_digest
-from lmcleaner.formats.errors import InsufficientLogError, MismatchError, NotFoundError, UsageError
+from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.reader import TrainingLog
-from lmcleaner.training.models import tokenizer_digest
+from lmcleaner.formats.steps import StepRecord
+from lmcleaner.unlearning.naming import named_samples, named_steps
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_STEPS = re.compile(r"steps:\d+(-\d+)?(,\d+(-\d+)?)*")
+MIXED = "mixed"  # the level of requests of both levels
 
 
 @dataclass(frozen=True)
-class ForgetSet:
-    """The occurrences in a log that a request is about.
+class Request:
+    """One request: the occurrences in a log that it is about.
 
     Attributes:
         level: what happens to their steps.
-        digests: digests of the forgotten samples; at batch level of all that made a step be skipped.
-        steps: steps that hold a forgotten row, in order.
-        num_occurrences: rows of all microbatches that are forgotten, or that lie in a skipped step.
+        digests: digests of the named samples; where it names steps, of all samples in them.
+        steps: steps that hold a named sample, or those that it names as a whole, in order.
+        num_occurrences: rows of these samples in these steps.
+        names_steps: whether it names steps as a whole, whose samples keep their uses in others.
+        entry: SHA-256 of the ledger's entry that holds it, if it was served before; None for a new one.
     """
 
     level: Level
     digests: frozenset[bytes]
     steps: tuple[int, ...]
     num_occurrences: int
+    names_steps: bool = False
+    entry: str | None = None
 
     @cached_property
-    def skipped(self) -> frozenset[int]:
-        """Steps whose optimizer step is left out; none at sample level."""
-        return frozenset(self.steps) if self.level is Level.BATCH else frozenset()
-
-    @property
-    def masked(self) -> frozenset[bytes]:
-        """Samples that contribute no gradient where their step is taken; none at batch level."""
-        return self.digests if self.level is Level.SAMPLE else frozenset()
+    def step_set(self) -> frozenset[int]:
+        """The steps, to look one up."""
+        return frozenset(self.steps)
 
     @property
     def sha256(self) -> str:
         """Digest of the request's content: level, samples and steps."""
-        return json_digest({
-            "level": self.level.value,
-            "samples": sorted(d.hex() for d in self.digests),
+        return json_digest(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """The request as an audit document states it."""
+        return {"level": self.level.value, "samples": _hexadecimal(self.digests), "steps": list(self.steps)}
+
+
+@dataclass(frozen=True)
+class ForgetSet:
+    """The union of requests, which a sweep leaves out: some steps are skipped, some rows of the others masked.
+
+    Attributes:
+        requests: at least one; earlier ones that the log's ledger holds come last.
+        num_occurrences: rows that at least one request is about.
+    """
+
+    requests: tuple[Request, ...]
+    num_occurrences: int
+
+    @cached_property
+    def skipped(self) -> frozenset[int]:
+        """Steps whose optimizer step is left out."""
+        return frozenset(step for r in self.requests if r.level is Level.BATCH for step in r.steps)
+
+    @cached_property
+    def masked(self) -> frozenset[bytes]:
+        """Samples that contribute no gradient in any step that is taken."""
+        return frozenset(digest for r in self.requests if r.level is Level.SAMPLE for digest in r.digests)
+
+    @cached_property
+    def digests(self) -> frozenset[bytes]:
+        """Samples that the requests are about."""
+        return frozenset(digest for r in self.requests for digest in r.digests)
+
+    @cached_property
+    def steps(self) -> tuple[int, ...]:
+        """Steps that hold a forgotten row, in order."""
+        return tuple(sorted({step for r in self.requests for step in r.steps}))
+
+    @property
+    def new(self) -> tuple[Request, ...]:
+        """The requests of this run."""
+        return tuple(request for request in self.requests if request.entry is None)
+
+    @property
+    def earlier(self) -> tuple[Request, ...]:
+        """Requests that were served before, and must be again."""
+        return tuple(request for request in self.requests if request.entry is not None)
+
+    @property
+    def level(self) -> Level | None:
+        """The level of all requests; None where they have both."""
+        levels = {request.level for request in self.requests}
+        return levels.pop() if len(levels) == 1 else None
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the union's content; that of one request which names the same at the same level."""
+        return json_digest(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """The union as an audit document states it."""
+        level = self.level
+        stated = {
+            "level": MIXED if level is None else level.value,
+            "samples": _hexadecimal(self.digests),
             "steps": list(self.steps),
-        })
+        }
+        if level is None:  # which else follow from the others
+            stated |= {"masked": _hexadecimal(self.masked), "skipped": sorted(self.skipped)}
+        return stated
+
+    def count_in(self, number: int, step: StepRecord) -> int:
+        """How many rows of a step at least one request is about.
+
+        Args:
+            number: of the step.
+            step: the step as it is logged.
+
+        Returns:
+            The number of rows that leave it.
+        """
+        concerned = [request.digests for request in self.requests if number in request.step_set]
+        return sum(any(sample.digest in digests for digests in concerned) for sample in step.samples)
 
 
-def find_forget_set(log: TrainingLog, forget: str, level: Level | None, load_tokenizer: Callable[[], Any]) -> ForgetSet:
-    """Looks up what a request names.
+def find_forget_set(
+    log: TrainingLog, forget: str | Sequence[str], level: Level | None, load_tokenizer: Callable[[], Any]
+) -> ForgetSet:
+    """Looks up what requests name.
+
+    Args:
+        log: the training log.
+        forget: one request or several; see `find_request`.
+        level: what happens to the steps; see `find_request`.
+        load_tokenizer: gives the run's tokenizer; called only for rows.
+
+    Returns:
+        Their union.
+
+    Raises:
+        NotFoundError: a row, a digest or a step that the run never saw, by name.
+        UsageError: a request can't be read or names nothing, or they name everything.
+        MismatchError: the tokenizer is another one than the run's.
+    """
+    named = (forget,) if isinstance(forget, str) else forget
+    return union_of(log, [find_request(log, each, level, load_tokenizer) for each in named])
+
+
+def find_request(log: TrainingLog, forget: str, level: Level | None, load_tokenizer: Callable[[], Any]) -> Request:
+    """Looks up what one request names.
 
     Args:
         log: the training log.
@@ -69,21 +166,70 @@ def find_forget_set(log: TrainingLog, forget: str, level: Level | None, load_tok
         load_tokenizer: gives the run's tokenizer; called only for rows.
 
     Returns:
-        The forget set, with at least one occurrence.
+        The request, with at least one occurrence.
 
     Raises:
         NotFoundError: a row, a digest or a step that the run never saw, by name.
-        UsageError: the request can't be read, names nothing, or names everything.
+        UsageError: the request can't be read, or names nothing.
         MismatchError: the tokenizer is another one than the run's.
     """
     if forget.startswith("steps:"):
-        steps = _parse_steps(forget, log)
+        steps = named_steps(log, forget)
         if (level or Level.BATCH) is Level.BATCH:
-            return _checked(log, _of_steps(log, steps))
+            return request_of_steps(log, steps)
         digests = {sample.digest for step in steps for sample in log.step(step).samples}
     else:
-        digests = _sample_digests(log, forget, load_tokenizer)
-    return _checked(log, _of_samples(log, frozenset(digests), level or Level.SAMPLE))
+        digests = named_samples(log, forget, load_tokenizer)
+    return request_of_samples(log, frozenset(digests), level or Level.SAMPLE)
+
+
+def request_of_samples(log: TrainingLog, digests: frozenset[bytes], level: Level) -> Request:
+    """The request for samples of a log, wherever they are used."""
+    is_named = _is_one_of(log, digests)
+    steps = np.unique(log.occurrence_steps[is_named])
+    return Request(level, digests, tuple(int(s) for s in steps), int(is_named.sum()))
+
+
+def request_of_steps(log: TrainingLog, steps: tuple[int, ...]) -> Request:
+    """The request for steps of a log as a whole, in order."""
+    digests = frozenset(sample.digest for step in steps for sample in log.step(step).samples)
+    return Request(Level.BATCH, digests, steps, occurrences_in(log, digests, steps), names_steps=True)
+
+
+def union_of(log: TrainingLog, requests: Sequence[Request], gone: Set[bytes] = frozenset()) -> ForgetSet:
+    """All that some requests name.
+
+    Args:
+        log: the training log.
+        requests: at least one; of those that name the same only the first counts.
+        gone: samples that a redaction has left no content of.
+
+    Returns:
+        The union.
+
+    Raises:
+        UsageError: nothing of the run would be left.
+    """
+    distinct = {(request.sha256, request.entry is None): request for request in reversed(requests)}
+    union = ForgetSet(tuple(reversed(distinct.values())), num_covered(log, requests))
+    is_left = ~(_is_one_of(log, union.masked | gone) | np.isin(log.occurrence_steps, list(union.skipped)))
+    if not is_left.any():
+        whole = "everything that redactions have left of the run" if gone else "everything that the run was trained on"
+        together = f", together with {len(union.earlier)} earlier ones" if union.earlier else ""
+        raise UsageError(
+            f"the request names {whole}{together}: {log.location}: {len(union.digests)} samples in {len(union.steps)} "
+            f"of {log.num_steps} steps",
+            hint="to forget the whole run, use the base model; at batch level a step counts if it holds any named row",
+        )
+    return union
+
+
+def num_covered(log: TrainingLog, requests: Sequence[Request]) -> int:
+    """How many rows of a log at least one of some requests is about."""
+    is_covered = np.zeros(len(log.occurrence_steps), bool)
+    for request in requests:
+        is_covered |= _is_one_of(log, request.digests) & np.isin(log.occurrence_steps, request.steps)
+    return int(is_covered.sum())
 
 
 def occurrences_in(log: TrainingLog, digests: frozenset[bytes], steps: Sequence[int]) -> int:
@@ -91,125 +237,10 @@ def occurrences_in(log: TrainingLog, digests: frozenset[bytes], steps: Sequence[
     return int((_is_one_of(log, digests) & np.isin(log.occurrence_steps, steps)).sum())
 
 
-def _is_one_of(log: TrainingLog, digests: frozenset[bytes]) -> NDArray[np.bool_]:
+def _is_one_of(log: TrainingLog, digests: Set[bytes]) -> NDArray[np.bool_]:
     """Which rows of the occurrence table are samples with these digests, bool `[num_occurrences]`."""
     return np.isin(log.table("occurrences/sample"), [log.sample_rows[digest] for digest in digests])
 
 
-def _of_samples(log: TrainingLog, digests: frozenset[bytes], level: Level) -> ForgetSet:
-    is_forgotten = _is_one_of(log, digests)
-    steps = np.unique(log.occurrence_steps[is_forgotten])
-    return ForgetSet(level, digests, tuple(int(s) for s in steps), int(is_forgotten.sum()))
-
-
-def _of_steps(log: TrainingLog, steps: tuple[int, ...]) -> ForgetSet:
-    digests = frozenset(sample.digest for step in steps for sample in log.step(step).samples)
-    return ForgetSet(Level.BATCH, digests, steps, occurrences_in(log, digests, steps))
-
-
-def _checked(log: TrainingLog, found: ForgetSet) -> ForgetSet:
-    """Refuses a request after which nothing of the run would be left."""
-    is_everything = (
-        len(found.steps) == log.num_steps
-        if found.level is Level.BATCH
-        else found.num_occurrences == len(log.table("occurrences/sample"))
-    )
-    if is_everything:
-        raise UsageError(
-            f"the request names everything that the run was trained on: {log.location}: {len(found.digests)} samples "
-            f"in {len(found.steps)} of {log.num_steps} steps",
-            hint="to forget the whole run, use the base model; at batch level a step counts if it holds any named row",
-        )
-    return found
-
-
-def _parse_steps(forget: str, log: TrainingLog) -> tuple[int, ...]:
-    if not _STEPS.fullmatch(forget):
-        raise UsageError(f"can't read the steps: expected a form like steps:10,20-25, found {forget!r}")
-    steps: set[int] = set()
-    for part in forget.removeprefix("steps:").split(","):
-        first, _, last = part.partition("-")
-        highest = max(int(first), int(last or first))
-        if highest >= log.num_steps:
-            raise NotFoundError(
-                f"no such step: {log.location}: expected 0 to {log.num_steps - 1}, found {highest}",
-                hint="`lmcleaner inspect` shows how many steps the log holds",
-            )
-        steps.update(range(int(first), int(last or first) + 1))
-    if not steps:
-        raise UsageError(f"the request names no step: {forget!r}")
-    return tuple(sorted(steps))
-
-
-def _sample_digests(log: TrainingLog, forget: str, load_tokenizer: Callable[[], Any]) -> set[bytes]:
-    listed = _listed_digests(forget)
-    if listed is not None:
-        return {_known(log, bytes.fromhex(digest), f"sample {digest}") for digest in listed}
-    source = read_rows(str(_row_file(log, forget)))
-    samples = _encode(log, source, load_tokenizer())
-    return {
-        _known(log, sample.digest, f"{source.source}: row {number}: {_excerpt(row)}")
-        for number, (row, sample) in enumerate(zip(source.rows, samples, strict=True), start=1)
-    }
-
-
-def _listed_digests(forget: str) -> list[str] | None:
-    """The digests of a list or of a file that holds nothing else; None where it's neither."""
-    words = _words(forget)
-    if not (words and _DIGEST.fullmatch(words[0])):  # a list may be longer than any file name
-        path = Path(forget)
-        words = _words(path.read_text(encoding="utf-8")) if path.is_file() else []
-    if not (words and _DIGEST.fullmatch(words[0])):
-        return None
-    for word in words:
-        if not _DIGEST.fullmatch(word):
-            raise UsageError(f"not a sample digest: expected 64 hexadecimal digits, found {word[:80]!r}")
-    return words
-
-
-def _words(text: str) -> list[str]:
-    return [word for word in re.split(r"[\s,]+", text) if word]
-
-
-def _row_file(log: TrainingLog, forget: str) -> Path:
-    """The file itself, or the file of that stem beside the recorded data."""
-    if Path(forget).is_file():
-        return Path(forget)
-    recorded = Path(str(log.manifest.data.get("source", "")))
-    beside = [recorded.parent / f"{forget}{suffix}" for suffix in ("", ".jsonl", ".json")]
-    for candidate in beside:
-        if candidate.is_file():
-            return candidate
-    raise NotFoundError(
-        f"no such forget set: {forget}: neither a file, nor one beside the recorded data in {recorded.parent}",
-        hint="give a file of rows, sample digests, or steps:10,20-25",
-    )
-
-
-def _encode(log: TrainingLog, source: RowSource, tokenizer: Any) -> list[Any]:
-    encoding = log.manifest.data.get("encoding")
-    if encoding is None:
-        raise InsufficientLogError(
-            f"the log doesn't say how rows became samples: {log.location}", hint="name the samples by their digests"
-        )
-    expected, found = log.manifest.tokenizer.get("sha256"), tokenizer_digest(tokenizer)
-    if expected != found:
-        raise MismatchError(
-            f"not the tokenizer of this log: expected digest {expected}, found {found}",
-            hint="give the model that the run started from with --model",
-        )
-    return Encoding(**encoding).samples(source.rows, tokenizer, source.source)
-
-
-def _known(log: TrainingLog, digest: bytes, name: str) -> bytes:
-    if digest not in log.sample_rows:
-        raise NotFoundError(
-            f"the run never saw this: {name}: it is not among the {len(log.sample_rows)} samples of {log.location}",
-            hint="`lmcleaner inspect --find TEXT` lists the samples that hold a text; rows must match to the letter",
-        )
-    return digest
-
-
-def _excerpt(row: dict[str, Any]) -> str:
-    text = str(next(iter(row.values()), ""))
-    return repr(text if len(text) <= 60 else text[:57] + "...")
+def _hexadecimal(digests: Set[bytes]) -> list[str]:
+    return sorted(digest.hex() for digest in digests)

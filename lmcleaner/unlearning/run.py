@@ -2,18 +2,21 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from torch import Tensor
 
 from lmcleaner.audit.document import Outcome, make_document
 from lmcleaner.audit.oracle import compare_with_oracle, replay_counterfactual
+from lmcleaner.audit.requests import request_documents
 from lmcleaner.choices import Propagation
-from lmcleaner.formats.audit_document import AUDIT_FILE, Document, write_audit
+from lmcleaner.formats.audit_document import AUDIT_FILE, Document, encode_audit, write_audit
 from lmcleaner.formats.canonical import sha256_hex
 from lmcleaner.formats.errors import InsufficientLogError
+from lmcleaner.formats.ledger import Ledger, read_ledger
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.store import Store
 from lmcleaner.output import atomic_folder, check_free
@@ -23,11 +26,13 @@ from lmcleaner.training.numerics import replay_device, restored_numerics, unrest
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.unlearning.combine import Correction
 from lmcleaner.unlearning.counterfactual import Counterfactual
+from lmcleaner.unlearning.earlier import earlier_requests
+from lmcleaner.unlearning.entering import Desk, not_entered, open_desk
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.plan import Plan, make_plan
 from lmcleaner.unlearning.redaction import open_to_redact, redaction
 from lmcleaner.unlearning.remaining import find_remaining
-from lmcleaner.unlearning.request import ForgetSet
+from lmcleaner.unlearning.request import ForgetSet, Request
 from lmcleaner.unlearning.setting import Setting
 from lmcleaner.unlearning.sweep import sweep
 from lmcleaner.unlearning.verdict import reasons_against, unmeasured, unmet_assumptions
@@ -39,7 +44,7 @@ class UnlearnResult:
     """What `unlearn` found and made.
 
     Attributes:
-        forget_set: what the request names.
+        forget_set: what the requests name, and those before them that the log's ledger holds.
         windows: the steps to go through.
         plan: what it costs.
         document: the audit document; None for a dry run.
@@ -57,10 +62,10 @@ class UnlearnResult:
 
 
 def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Progress | None = None) -> UnlearnResult:
-    """Removes the influence of what a request names from the model that a log trained.
+    """Removes the influence of what requests name from the model that a log trained.
 
     Args:
-        log_path: the training log; it is not changed, unless `options.redact`.
+        log_path: the training log; nothing of it changes but its request ledger, unless `options.redact`.
         options: what to remove and how.
         progress: whom to tell how far it is.
 
@@ -68,39 +73,48 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
         What was found and made. With a poor verdict the output is written all the same, and says so.
 
     Raises:
-        ExistsError: the output exists, or the log is to be redacted and somebody writes it.
+        ExistsError: the output exists, or somebody writes the log. If that shows only in the end, the output is there,
+            but not in the log's ledger.
         NotFoundError: the log, the base model, or something that the request names isn't there, or is redacted already.
-        UsageError: the request names everything, or a log that can't be written is to be redacted.
+        UsageError: the requests name everything, or a log that can't be written is to be redacted.
         InsufficientLogError: the run was interrupted, and the log is to be redacted or lacks its last parameters.
-        MismatchError: the base model is not the log's, or the log can't be redacted on this machine.
+        MismatchError: the base model is not the log's, the log can't be redacted on this machine, or it was changed
+            while the requests ran: then the output is there, but not in the log's ledger.
         DivergedError: the deviation is not finite or grows without bound; nothing is written.
         DamagedError: a part of the log that is needed can't be trusted.
     """
     progress = progress or Silent()
     opened = open_to_redact(log_path, options, progress) if options.redact else nullcontext(TrainingLog(log_path))
     with opened as log:
-        forget_set, windows = resolve_request(log, options, progress)
+        ledger = read_ledger(log) if options.ledger else None
+        forget_set, windows = resolve_request(log, options, progress, ledger)
         plan = make_plan(log, windows, options.hessian_mode, options.rank)
         for line in _plan_lines(log, forget_set, windows, plan, options):
             progress.say(line)
         if options.output is not None:
             check_free(options.output)
-        document = None if options.dry_run else _unlearned(log, forget_set, windows, plan, options, progress)
+        document = None
+        if not options.dry_run:
+            desk = open_desk(log_path, log, ledger, forget_set, has_lock=options.redact)
+            if desk.closed is not None:
+                progress.say(f"NOT ENTERED: the next request won't know of this one: {desk.closed}")
+            document = _unlearned(desk, forget_set, plan, options, progress)
     return UnlearnResult(forget_set=forget_set, windows=windows, plan=plan, document=document)
 
 
 def resolve_request(
-    log: TrainingLog, options: UnlearnOptions, progress: Progress | None = None
+    log: TrainingLog, options: UnlearnOptions, progress: Progress | None = None, ledger: Ledger | None = None
 ) -> tuple[ForgetSet, tuple[Window, ...]]:
-    """What a request names, and the windows that it needs.
+    """What a request names, with what was served before it, and the windows that both need.
 
     Args:
         log: the training log.
         options: what to remove and how.
-        progress: is told of samples that are redacted already.
+        progress: is told of samples that are redacted already, and of earlier requests.
+        ledger: of the log; None to leave it out of account.
 
     Returns:
-        The forget set without them, and its windows.
+        The forget set without what is redacted already, and its windows.
 
     Raises:
         InsufficientLogError: the run was interrupted and its last parameters are not in the log.
@@ -115,32 +129,37 @@ def resolve_request(
             hint="record with --updates lossless, so that the parameters after every step are known",
         )
     source = options.model or log.manifest.model.source
-    forget_set = find_remaining(
-        log, options.forget, options.level, lambda: load_tokenizer(source), progress or Silent()
-    )
+    progress = progress or Silent()
+    earlier = earlier_requests(log, ledger) if ledger is not None else ()
+    if ledger is not None and ledger.has_prepared:
+        progress.say("a run that was killed may have served a request without entering it: it counts as served")
+    tokenizer = cache(lambda: load_tokenizer(source))
+    forget_set = find_remaining(log, options.requests, options.level, earlier, tokenizer, progress)
+    if earlier:
+        progress.say(_earlier_line(earlier))
     return forget_set, windows_in(log, forget_set.steps, options.K)
 
 
 def _unlearned(
-    log: TrainingLog,
+    desk: Desk,
     forget_set: ForgetSet,
-    windows: Sequence[Window],
     plan: Plan,
     options: UnlearnOptions,
     progress: Progress,
 ) -> Document:
-    """Sweeps, judges, writes, and redacts the log if it shall."""
+    """Sweeps, judges, writes, enters the requests, and redacts the log if it shall."""
+    log = desk.log
     replay = ReplayModel(load_base_model(log.manifest, options.model), log.manifest, replay_device(log.manifest))
     for difference in unrestorable(log.manifest):
         progress.say(f"replay may differ in the last bits: {difference}")
     with restored_numerics(log.manifest.numerics):
-        document, unlearned = _run(log, replay, forget_set, windows, plan, options, progress)
+        document, unlearned = _run(log, replay, forget_set, plan, options, progress)
         if not options.redact:
-            _write(log, replay, unlearned, document, options)
-            return document
+            return _write(desk, replay, unlearned, document, forget_set, options)
         wanted = Counterfactual(log=log, replay=replay, forget_set=forget_set, denominator=options.denominator)
         with redaction(wanted, unlearned, progress) as prepared:
-            prepared.commit(_write(log, replay, unlearned, document, options))
+            document = _write(desk, replay, unlearned, document, forget_set, options)
+            prepared.commit(sha256_hex(encode_audit(document)), read_ledger(log))
     return document
 
 
@@ -148,7 +167,6 @@ def _run(
     log: TrainingLog,
     replay: ReplayModel,
     forget_set: ForgetSet,
-    windows: Sequence[Window],
     plan: Plan,
     options: UnlearnOptions,
     progress: Progress,
@@ -184,16 +202,38 @@ def _run(
 
 
 def _write(
-    log: TrainingLog, replay: ReplayModel, unlearned: Sequence[Tensor], document: Document, options: UnlearnOptions
-) -> str:
-    """Writes the output folder; SHA-256 of the audit document's file."""
+    desk: Desk,
+    replay: ReplayModel,
+    unlearned: Sequence[Tensor],
+    document: Document,
+    forget_set: ForgetSet,
+    options: UnlearnOptions,
+) -> Document:
+    """Writes the output folder and enters its requests; the audit document as it was written."""
     assert options.output is not None
-    with atomic_folder(options.output) as folder:
+    source = options.model or desk.log.manifest.model.source
+    # Left in the other order: the folder gets its name, then the prepared entry becomes one, then the lock is released.
+    with ExitStack() as held, atomic_folder(options.output) as folder:
         replay.point_to(unlearned)
         replay.module.save_pretrained(folder)  # type: ignore[operator]
-        load_tokenizer(options.model or log.manifest.model.source).save_pretrained(folder)
-        write_audit(folder, document)
-        return sha256_hex((folder / AUDIT_FILE).read_bytes())
+        load_tokenizer(source).save_pretrained(folder)
+        document, failure = desk.prepare(document, forget_set, held)
+        content = encode_audit(document)
+        write_audit(folder / AUDIT_FILE, content)
+        for place, own in request_documents(document, sha256_hex(content)).items():
+            write_audit(folder / place, encode_audit(own))
+    if failure is not None:
+        raise not_entered(failure, options.output, desk.log.location)
+    return document
+
+
+def _earlier_line(earlier: Sequence[Request]) -> str:
+    samples = {digest for request in earlier for digest in request.digests}
+    requests = "request" if len(earlier) == 1 else "requests"
+    return (
+        f"the log's ledger holds {len(earlier)} earlier {requests} about {len(samples)} samples: what follows is for "
+        "all together, since their data would come back otherwise"
+    )
 
 
 def _plan_lines(

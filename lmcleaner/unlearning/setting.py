@@ -53,6 +53,5 @@ class Setting:
         return self.replay.gradient(step, parameters, self.forget_set.masked, self.denominator)
 
     def count_handled(self, number: int, step: StepRecord) -> None:
-        """Counts the rows that leave the step: all forgotten ones if it is skipped, else those that are masked."""
-        leaving = self.forget_set.digests if number in self.forget_set.skipped else self.forget_set.masked
-        self.spent.handled += sum(sample.digest in leaving for sample in step.samples)
+        """Counts the forgotten rows, which leave the step with it or are masked."""
+        self.spent.handled += self.forget_set.count_in(number, step)

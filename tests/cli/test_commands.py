@@ -89,14 +89,14 @@ def test_json_is_exactly_one_document_and_nothing_else(arguments: list[str], ada
 
 
 def test_unlearn_prints_its_audit_document_as_json(adamw_run: TinyRun, tmp_path: Path) -> None:
-    options = ("--forget", "forget", "--output", tmp_path / "out", "--hessian-mode", "secant", "--json")
+    options = ("--forget", "forget", "--output", tmp_path / "out", "--hessian-mode", "secant", "--json", "--no-ledger")
     result = _run("unlearn", adamw_run.log, *options)
     assert result.exit_code == 0
     assert _json(result) == json.loads((tmp_path / "out" / "audit.json").read_text())
 
 
 def test_a_poor_result_is_written_says_so_and_exits_with_1(adamw_run: TinyRun, tmp_path: Path) -> None:
-    options = ("--forget", "steps:1", "--output", tmp_path / "out", "--K", 2, "--hessian-mode", "secant")
+    options = ("--forget", "steps:1", "--output", tmp_path / "out", "--K", 2, "--hessian-mode", "secant", "--no-ledger")
     result = _run("unlearn", adamw_run.log, *options)
     assert result.exit_code == 1
     assert "verdict  poor" in result.stdout

@@ -59,7 +59,8 @@ def test_a_log_elsewhere_is_read_like_one_in_a_folder(
     outputs: dict[str, Path] = {}
     for log in (str(adamw_run.log), place):
         outputs[log] = tmp_path / f"out-{len(outputs)}"
-        made = _run("unlearn", log, "--forget", "forget", "--output", outputs[log], "--K", "all")
+        options = ("--output", outputs[log], "--K", "all", "--no-ledger")
+        made = _run("unlearn", log, "--forget", "forget", *options)
         assert made.exit_code in {0, 1}, made.output
     here, elsewhere = (parameters_in(folder) for folder in outputs.values())
     assert same_bits(here, elsewhere)

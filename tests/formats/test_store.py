@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import uuid
 import zipfile
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 import zarr.storage
+from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+from fsspec.implementations.tar import TarFileSystem
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -522,3 +525,14 @@ def test_a_new_file_is_whole_or_absent(tmp_path: Path) -> None:
     finally:
         os.close(folder)
     assert (tmp_path / "a").read_bytes() == b"12"
+
+
+def test_a_backend_that_has_no_way_to_write_says_so(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("content")
+    with tarfile.open(tmp_path / "log.tar", "w") as archive:
+        archive.add(tmp_path / "x", "x")
+    files = AsyncFileSystemWrapper(TarFileSystem(str(tmp_path / "log.tar")), asynchronous=True)
+    store = open_store(zarr.storage.FsspecStore(files, path=""), writable=True)
+    assert store.read("x") == b"content"
+    with pytest.raises(UsageError, match="can't be written there"):
+        store.create("lock.json", [b"x"])

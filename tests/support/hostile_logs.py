@@ -146,6 +146,23 @@ def sparse_manifest(log: Path) -> None:
         file.truncate(10 * 2**30)
 
 
+def sparse_entry(log: Path) -> None:
+    """An entry of the request ledger is a hole of ten gigabytes."""
+    (log / "ledger" / "00000000").mkdir(parents=True)
+    with (log / "ledger" / "00000000" / "zarr.json").open("wb") as file:
+        file.truncate(10 * 2**30)
+
+
+def large_entry(log: Path) -> None:
+    """An entry of the request ledger as large as it may be, of steps."""
+    (log / "ledger" / "00000000").mkdir(parents=True)
+    request = {"level": "batch", "named": "steps", "samples": ["ab" * 32], "steps": [10**12] * (10**6)}
+    entry: Document = dict.fromkeys(("previous", "forget_set", "audit_sha256", "model_after", "time"), "ab" * 32)
+    entry |= {"number": 0, "requests": [request]}
+    content = group_metadata(entry | {"sha256": json_digest(entry)})
+    (log / "ledger" / "00000000" / "zarr.json").write_bytes(content)
+
+
 def many_corrections(log: Path) -> None:
     """A commit record as large as it may be, of numbers."""
     commit = attributes(log, "commit")
@@ -187,6 +204,8 @@ WORST = [
     sparse_chunk,
     sparse_metadata,
     sparse_manifest,
+    sparse_entry,
+    large_entry,
     many_corrections,
     many_parameters,
     many_checkpoints,

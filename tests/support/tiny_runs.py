@@ -95,7 +95,7 @@ def record_tiny(base: Path, folder: Path, *, num_rows: int = 20, num_forget: int
 
 
 def unlearn_tiny(run: TinyRun, output: Path, mode: str = "secant", **options: Any) -> UnlearnResult:
-    chosen = {"forget": "forget", "K": None, **options}
+    chosen = {"forget": "forget", "K": None, "ledger": options.get("redact", False), **options}
     return unlearn(run.log, UnlearnOptions(output=output, hessian_mode=HessianMode(mode), **chosen))
 
 

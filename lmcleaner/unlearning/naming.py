@@ -1,0 +1,136 @@
+"""From what a user writes to the samples and steps of a log."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lmcleaner.data.encoding import Encoding
+from lmcleaner.data.rows import RowSource, read_rows
+from lmcleaner.formats.errors import InsufficientLogError, MismatchError, NotFoundError, UsageError
+from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.training.models import tokenizer_digest
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_STEPS = re.compile(r"steps:\d+(-\d+)?(,\d+(-\d+)?)*")
+
+
+def named_steps(log: TrainingLog, forget: str) -> tuple[int, ...]:
+    """The steps that `steps:10,20-25` names.
+
+    Args:
+        log: the training log.
+        forget: the request.
+
+    Returns:
+        Steps of the log, ascending, at least one.
+
+    Raises:
+        UsageError: the request can't be read, or names no step.
+        NotFoundError: the log holds no such step.
+    """
+    if not _STEPS.fullmatch(forget):
+        raise UsageError(f"can't read the steps: expected a form like steps:10,20-25, found {forget!r}")
+    steps: set[int] = set()
+    for part in forget.removeprefix("steps:").split(","):
+        first, _, last = part.partition("-")
+        highest = max(int(first), int(last or first))
+        if highest >= log.num_steps:
+            raise NotFoundError(
+                f"no such step: {log.location}: expected 0 to {log.num_steps - 1}, found {highest}",
+                hint="`lmcleaner inspect` shows how many steps the log holds",
+            )
+        steps.update(range(int(first), int(last or first) + 1))
+    if not steps:
+        raise UsageError(f"the request names no step: {forget!r}")
+    return tuple(sorted(steps))
+
+
+def named_samples(log: TrainingLog, forget: str, load_tokenizer: Callable[[], Any]) -> set[bytes]:
+    """The samples that a file of rows, or a file or list of digests, names.
+
+    Args:
+        log: the training log.
+        forget: the request.
+        load_tokenizer: gives the run's tokenizer; called only for rows.
+
+    Returns:
+        Digests of samples of the log.
+
+    Raises:
+        NotFoundError: there is no such file, or the run never saw a row or a digest.
+        UsageError: something in a list of digests is none.
+        InsufficientLogError: the log doesn't say how rows became samples.
+        MismatchError: the tokenizer is another one than the run's.
+    """
+    listed = _listed_digests(forget)
+    if listed is not None:
+        return {_known(log, bytes.fromhex(digest), f"sample {digest}") for digest in listed}
+    source = read_rows(str(_row_file(log, forget)))
+    samples = _encode(log, source, load_tokenizer())
+    return {
+        _known(log, sample.digest, f"{source.source}: row {number}: {_excerpt(row)}")
+        for number, (row, sample) in enumerate(zip(source.rows, samples, strict=True), start=1)
+    }
+
+
+def _listed_digests(forget: str) -> list[str] | None:
+    """The digests of a list or of a file that holds nothing else; None where it's neither."""
+    words = _words(forget)
+    if not (words and _DIGEST.fullmatch(words[0])):  # a list may be longer than any file name
+        path = Path(forget)
+        words = _words(path.read_text(encoding="utf-8")) if path.is_file() else []
+    if not (words and _DIGEST.fullmatch(words[0])):
+        return None
+    for word in words:
+        if not _DIGEST.fullmatch(word):
+            raise UsageError(f"not a sample digest: expected 64 hexadecimal digits, found {word[:80]!r}")
+    return words
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in re.split(r"[\s,]+", text) if word]
+
+
+def _row_file(log: TrainingLog, forget: str) -> Path:
+    """The file itself, or the file of that stem beside the recorded data."""
+    if Path(forget).is_file():
+        return Path(forget)
+    recorded = Path(str(log.manifest.data.get("source", "")))
+    beside = [recorded.parent / f"{forget}{suffix}" for suffix in ("", ".jsonl", ".json")]
+    for candidate in beside:
+        if candidate.is_file():
+            return candidate
+    raise NotFoundError(
+        f"no such forget set: {forget}: neither a file, nor one beside the recorded data in {recorded.parent}",
+        hint="give a file of rows, sample digests, or steps:10,20-25",
+    )
+
+
+def _encode(log: TrainingLog, source: RowSource, tokenizer: Any) -> list[Any]:
+    encoding = log.manifest.data.get("encoding")
+    if encoding is None:
+        raise InsufficientLogError(
+            f"the log doesn't say how rows became samples: {log.location}", hint="name the samples by their digests"
+        )
+    expected, found = log.manifest.tokenizer.get("sha256"), tokenizer_digest(tokenizer)
+    if expected != found:
+        raise MismatchError(
+            f"not the tokenizer of this log: expected digest {expected}, found {found}",
+            hint="give the model that the run started from with --model",
+        )
+    return Encoding(**encoding).samples(source.rows, tokenizer, source.source)
+
+
+def _known(log: TrainingLog, digest: bytes, name: str) -> bytes:
+    if digest not in log.sample_rows:
+        raise NotFoundError(
+            f"the run never saw this: {name}: it is not among the {len(log.sample_rows)} samples of {log.location}",
+            hint="`lmcleaner inspect --find TEXT` lists the samples that hold a text; rows must match to the letter",
+        )
+    return digest
+
+
+def _excerpt(row: dict[str, Any]) -> str:
+    text = str(next(iter(row.values()), ""))
+    return repr(text if len(text) <= 60 else text[:57] + "...")
