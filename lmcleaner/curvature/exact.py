@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from lmcleaner.curvature.kernels import twice_differentiable
+from lmcleaner.curvature.kernels import ComposedLayerNorm, twice_differentiable
 from lmcleaner.training.batches import Inputs
 from lmcleaner.training.replay import ReplayModel
 
@@ -32,7 +32,7 @@ def gradient_minus_product(
         vector: v, one tensor for each parameter.
         extra: further forward arguments.
     """
-    with twice_differentiable(replay.module):
+    with twice_differentiable(replay.module), ComposedLayerNorm():
         loss, slope = _loss_and_slope(replay, inputs, vector, extra)
         torch.autograd.backward(loss - slope, inputs=replay.parameters)
 
@@ -49,7 +49,7 @@ def product(replay: ReplayModel, inputs: Inputs, vector: Sequence[Tensor], extra
     Returns:
         One tensor for each parameter, exact up to rounding; zeros where the loss doesn't reach it.
     """
-    with twice_differentiable(replay.module):
+    with twice_differentiable(replay.module), ComposedLayerNorm():
         _, slope = _loss_and_slope(replay, inputs, vector, extra)
         return list(torch.autograd.grad(slope, replay.parameters, materialize_grads=True))
 
