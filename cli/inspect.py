@@ -28,7 +28,10 @@ def inspect(
     ] = None,
     sizes: Annotated[bool, typer.Option("--sizes", help="Show what each array takes.")] = False,
     step: Annotated[int | None, typer.Option(metavar="T", help="Show one step.")] = None,
-    find: Annotated[str | None, typer.Option(metavar="TEXT", help="List samples that hold a text.")] = None,
+    find: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="List samples that hold a text, by the digests that --forget takes."),
+    ] = None,
     redacted: Annotated[
         bool, typer.Option("--redacted", help="List redacted samples, and look whether they have left the disk.")
     ] = False,
@@ -193,7 +196,7 @@ def _find(log: "TrainingLog", text: str, model: str | None, *, as_json: bool) ->
         return
     for match in matches:
         uses = ", ".join(f"{use.step}.{use.microbatch}.{use.row}" for use in match.occurrences)
-        print_text(match.digest)
+        print_text(f"sample {match.digest}")
         print_text(f"  {match.text}")
         print_text(f"  used in (step.microbatch.row): {uses}")
     print_text(f"{len(matches)} of {len(log.table('samples/stop'))} samples hold {text!r}")

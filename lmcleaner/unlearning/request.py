@@ -14,11 +14,11 @@ from lmcleaner.choices import Level
 from lmcleaner.data.encoding import Encoding
 from lmcleaner.data.rows import RowSource, read_rows
 from lmcleaner.formats.canonical import json_digest
+from lmcleaner.formats.digests import find_digest, is_digest
 from lmcleaner.formats.errors import InsufficientLogError, MismatchError, NotFoundError, UsageError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.training.models import tokenizer_digest
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _STEPS = re.compile(r"steps:\d+(-\d+)?(,\d+(-\d+)?)*")
 
 
@@ -64,7 +64,7 @@ def find_forget_set(log: TrainingLog, forget: str, level: Level | None, load_tok
     Args:
         log: the training log.
         forget: name of a file beside the recorded data, a file of rows, a file or comma-separated list of sample
-            digests, or `steps:10,20-25`.
+            digests or their beginnings, or `steps:10,20-25`. A file wins over a digest that begins with its name.
         level: what happens to the steps; None means batch level for `steps:` and sample level otherwise.
         load_tokenizer: gives the run's tokenizer; called only for rows.
 
@@ -142,10 +142,16 @@ def _parse_steps(forget: str, log: TrainingLog) -> tuple[int, ...]:
 
 
 def _sample_digests(log: TrainingLog, forget: str, load_tokenizer: Callable[[], Any]) -> set[bytes]:
-    listed = _listed_digests(forget)
-    if listed is not None:
-        return {_known(log, bytes.fromhex(digest), f"sample {digest}") for digest in listed}
-    source = read_rows(str(_row_file(log, forget)))
+    file = _row_file(log, forget)
+    words = _words(forget if file is None else file.read_text(encoding="utf-8"))
+    if words and is_digest(words[0]):
+        return {find_digest(log, word) for word in sorted(words, key=is_digest)}  # what is none is refused first
+    if file is None:
+        raise NotFoundError(
+            f"no such forget set: {forget}: neither a file, nor one beside the recorded data in {_beside(log)}",
+            hint="give a file of rows, sample digests (8 digits of each at least), or steps:10,20-25",
+        )
+    source = read_rows(str(file))
     samples = _encode(log, source, load_tokenizer())
     return {
         _known(log, sample.digest, f"{source.source}: row {number}: {_excerpt(row)}")
@@ -153,37 +159,25 @@ def _sample_digests(log: TrainingLog, forget: str, load_tokenizer: Callable[[], 
     }
 
 
-def _listed_digests(forget: str) -> list[str] | None:
-    """The digests of a list or of a file that holds nothing else; None where it's neither."""
-    words = _words(forget)
-    if not (words and _DIGEST.fullmatch(words[0])):  # a list may be longer than any file name
-        path = Path(forget)
-        words = _words(path.read_text(encoding="utf-8")) if path.is_file() else []
-    if not (words and _DIGEST.fullmatch(words[0])):
-        return None
-    for word in words:
-        if not _DIGEST.fullmatch(word):
-            raise UsageError(f"not a sample digest: expected 64 hexadecimal digits, found {word[:80]!r}")
-    return words
-
-
 def _words(text: str) -> list[str]:
     return [word for word in re.split(r"[\s,]+", text) if word]
 
 
-def _row_file(log: TrainingLog, forget: str) -> Path:
-    """The file itself, or the file of that stem beside the recorded data."""
-    if Path(forget).is_file():
-        return Path(forget)
-    recorded = Path(str(log.manifest.data.get("source", "")))
-    beside = [recorded.parent / f"{forget}{suffix}" for suffix in ("", ".jsonl", ".json")]
-    for candidate in beside:
-        if candidate.is_file():
-            return candidate
-    raise NotFoundError(
-        f"no such forget set: {forget}: neither a file, nor one beside the recorded data in {recorded.parent}",
-        hint="give a file of rows, sample digests, or steps:10,20-25",
-    )
+def _row_file(log: TrainingLog, forget: str) -> Path | None:
+    """The file itself, or the file of that stem beside the recorded data, if there is one."""
+    beside = [_beside(log) / f"{forget}{suffix}" for suffix in ("", ".jsonl", ".json")]
+    return next((path for path in (Path(forget), *beside) if _is_file(path)), None)
+
+
+def _beside(log: TrainingLog) -> Path:
+    return Path(str(log.manifest.data.get("source", ""))).parent
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a list of digests may be longer than any file name
+        return False
 
 
 def _encode(log: TrainingLog, source: RowSource, tokenizer: Any) -> list[Any]:
