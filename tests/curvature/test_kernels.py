@@ -46,6 +46,6 @@ def test_the_derivative_of_its_forward_derivative_is_right(affine: bool) -> None
     (gradient,) = torch.autograd.grad(loss(values), values, create_graph=True)
     (expected,) = torch.autograd.grad((gradient * direction).sum(), values)
     with ComposedLayerNorm():
-        _, slope = torch.func.jvp(loss, (values,), (direction,))
+        _, slope = torch.func.jvp(loss, (values,), (direction,))  # type: ignore[misc]
         (found,) = torch.autograd.grad(slope, values)
     assert torch.allclose(found, expected, rtol=1e-10)
