@@ -95,14 +95,15 @@ def dense(mode: str) -> Tensor:
         hessian: Tensor = torch.autograd.functional.hessian(
             lambda v: row_losses(v)[0].sum() / count, point, vectorize=True
         )
-        return torch.as_tensor(hessian, dtype=torch.float64)
+        return hessian
     index = 0 if mode == "empirical_fisher" else 1
-    jacobian = torch.autograd.functional.jacobian(lambda v: row_losses(v)[index], point, vectorize=True)
-    jacobian = torch.as_tensor(jacobian).reshape(-1, len(point))
+    found: Tensor = torch.autograd.functional.jacobian(lambda v: row_losses(v)[index], point, vectorize=True)
+    jacobian = found.reshape(-1, len(point))
     if mode == "empirical_fisher":
         return jacobian.T @ jacobian / count
     blocks = torch.block_diag(*(torch.diag(p) - torch.outer(p, p) for p in outputs))
-    return jacobian.T @ blocks @ jacobian / count
+    ggn: Tensor = jacobian.T @ blocks @ jacobian / count
+    return ggn
 
 
 @cache

@@ -27,7 +27,7 @@ def test_every_way_to_name_the_same_samples_finds_the_same(adamw_run: TinyRun, t
     as_json.write_text(json.dumps(rows(20)[-2:]))
     beginnings = tmp_path / "beginnings.txt"
     beginnings.write_text("\n".join(digest[:8] for digest in digests))
-    lists = [listed, ",".join(digests), beginnings, " ".join(digest[:10] for digest in digests)]
+    lists: list[str | Path] = [listed, ",".join(digests), beginnings, " ".join(digest[:10] for digest in digests)]
     ways: list[str | Path] = [adamw_run.data.parent / "forget.jsonl", as_json, *lists]
     assert {_find(adamw_run, way).sha256 for way in ways} == {by_name.sha256}
 
