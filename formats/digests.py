@@ -4,6 +4,7 @@ import re
 
 from lmcleaner.formats.errors import NotFoundError, UsageError
 from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.formats.wording import counted
 
 _DIGITS = re.compile(r"[0-9a-f]{8,64}")  # fewer would soon be ambiguous, and look like any word
 
@@ -32,8 +33,8 @@ def find_digest(log: TrainingLog, digits: str) -> bytes:
     found = sorted(digest for digest in log.sample_rows if digest.hex().startswith(digits))
     if not found:
         raise NotFoundError(
-            f"the run never saw this: sample {digits}: it is not among the {len(log.sample_rows)} samples of "
-            f"{log.location}",
+            f"the run never saw this: sample {digits}: it is not among the "
+            f"{counted(len(log.sample_rows), 'sample')} of {log.location}",
             hint="`lmcleaner inspect --find TEXT` lists the samples that hold a text, with their digests",
         )
     if len(found) > 1:

@@ -21,6 +21,7 @@ from lmcleaner.choices import Level
 from lmcleaner.formats.audit_document import Document
 from lmcleaner.formats.commit import Change
 from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.formats.wording import counted
 from lmcleaner.training.numerics import replay_device
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.unlearning.request import occurrences_in
@@ -122,7 +123,7 @@ def _content_problem(document: Document, own: Change, log: TrainingLog, later: S
     forget_set = stated_request(document, own.details["occurrences"])
     kept = forget_set.digests - tombstones(log)
     if kept:
-        return f"{len(kept)} of the samples are not redacted, such as {min(kept).hex()}"
+        return f"not redacted: {counted(len(kept), 'sample')}, such as {min(kept).hex()}"
     found = occurrences_in(log, forget_set.digests, forget_set.steps)
     return unequal("occurrences of redacted samples", forget_set.num_occurrences, found)
 

@@ -7,6 +7,7 @@ from lmcleaner.audit.history import redacted_samples, redactions, tombstones
 from lmcleaner.choices import Level
 from lmcleaner.formats.errors import NotFoundError, UsageError
 from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.formats.wording import counted
 from lmcleaner.progress import Progress
 from lmcleaner.unlearning.request import ForgetSet, find_forget_set, occurrences_in
 
@@ -38,12 +39,13 @@ def find_remaining(
     if named.digests & gone:
         left = named.digests - gone
         when = ", ".join(sorted({redacted_samples(log)[digest].time for digest in named.digests & gone}))
+        number = counted(len(named.digests), "sample")
         if not left:
             raise NotFoundError(
-                f"already redacted on {when}: {log.location}: all {len(named.digests)} samples of the request",
+                f"already redacted on {when}: {log.location}: {number}, all of the request",
                 hint="the log is that of the run without them; `lmcleaner inspect --redacted` lists them",
             )
-        progress.say(f"{len(named.digests & gone)} of {len(named.digests)} samples were already redacted on {when}")
+        progress.say(f"already redacted on {when}: {len(named.digests & gone)} of {number}")
         named = find_forget_set(log, ",".join(digest.hex() for digest in sorted(left)), named.level, load_tokenizer)
     _check_rest(log, named.digests | gone)
     return named

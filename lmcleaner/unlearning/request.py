@@ -17,6 +17,7 @@ from lmcleaner.formats.canonical import json_digest
 from lmcleaner.formats.digests import find_digest, is_digest
 from lmcleaner.formats.errors import InsufficientLogError, MismatchError, NotFoundError, UsageError
 from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.formats.wording import counted
 from lmcleaner.training.models import tokenizer_digest
 
 _STEPS = re.compile(r"steps:\d+(-\d+)?(,\d+(-\d+)?)*")
@@ -116,8 +117,8 @@ def _checked(log: TrainingLog, found: ForgetSet) -> ForgetSet:
     )
     if is_everything:
         raise UsageError(
-            f"the request names everything that the run was trained on: {log.location}: {len(found.digests)} samples "
-            f"in {len(found.steps)} of {log.num_steps} steps",
+            f"the request names everything that the run was trained on: {log.location}: "
+            f"{counted(len(found.digests), 'sample')} in {len(found.steps)} of {counted(log.num_steps, 'step')}",
             hint="to forget the whole run, use the base model; at batch level a step counts if it holds any named row",
         )
     return found
@@ -198,7 +199,8 @@ def _encode(log: TrainingLog, source: RowSource, tokenizer: Any) -> list[Any]:
 def _known(log: TrainingLog, digest: bytes, name: str) -> bytes:
     if digest not in log.sample_rows:
         raise NotFoundError(
-            f"the run never saw this: {name}: it is not among the {len(log.sample_rows)} samples of {log.location}",
+            f"the run never saw this: {name}: it is not among the "
+            f"{counted(len(log.sample_rows), 'sample')} of {log.location}",
             hint="`lmcleaner inspect --find TEXT` lists the samples that hold a text; rows must match to the letter",
         )
     return digest
