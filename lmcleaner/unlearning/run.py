@@ -10,12 +10,14 @@ from torch import Tensor
 
 from lmcleaner.audit.document import Outcome, make_document
 from lmcleaner.audit.oracle import compare_with_oracle, replay_counterfactual
-from lmcleaner.choices import Propagation
+from lmcleaner.choices import HessianMode
+from lmcleaner.curvature.estimates import check_rank
 from lmcleaner.formats.audit_document import AUDIT_FILE, Document, write_audit
 from lmcleaner.formats.canonical import sha256_hex
 from lmcleaner.formats.errors import InsufficientLogError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.store import Store
+from lmcleaner.formats.wording import counted
 from lmcleaner.output import atomic_folder, check_free
 from lmcleaner.progress import Progress, Silent
 from lmcleaner.training.models import load_base_model, load_tokenizer
@@ -23,14 +25,14 @@ from lmcleaner.training.numerics import replay_device, restored_numerics, unrest
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.unlearning.combine import Correction
 from lmcleaner.unlearning.counterfactual import Counterfactual
-from lmcleaner.unlearning.options import UnlearnOptions
+from lmcleaner.unlearning.options import DEFAULT_RANK, UnlearnOptions
 from lmcleaner.unlearning.plan import Plan, make_plan
 from lmcleaner.unlearning.redaction import open_to_redact, redaction
 from lmcleaner.unlearning.remaining import find_remaining
 from lmcleaner.unlearning.request import ForgetSet
 from lmcleaner.unlearning.setting import Setting
 from lmcleaner.unlearning.sweep import sweep_window
-from lmcleaner.unlearning.verdict import reasons_against, unmeasured, unmet_assumptions
+from lmcleaner.unlearning.verdict import foreseen_reasons, reasons_against
 from lmcleaner.unlearning.windows import Window, windows_in
 
 
@@ -42,12 +44,16 @@ class UnlearnResult:
         forget_set: what the request names.
         windows: the steps to go through.
         plan: what it costs.
+        warnings: why the result will be poor whatever is measured; none where it may be good.
+        lines: request, windows, plan and warnings for people.
         document: the audit document; None for a dry run.
     """
 
     forget_set: ForgetSet
     windows: tuple[Window, ...]
     plan: Plan
+    warnings: tuple[str, ...]
+    lines: tuple[str, ...]
     document: Document | None
 
     @property
@@ -62,7 +68,7 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
     Args:
         log_path: the training log; it is not changed, unless `options.redact`.
         options: what to remove and how.
-        progress: whom to tell how far it is.
+        progress: whom to tell how far it is, and the plan before anything is computed; a dry run returns it.
 
     Returns:
         What was found and made. With a poor verdict the output is written all the same, and says so.
@@ -70,7 +76,8 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
     Raises:
         ExistsError: the output exists, or the log is to be redacted and somebody writes it.
         NotFoundError: the log, the base model, or something that the request names isn't there, or is redacted already.
-        UsageError: the request names everything, or a log that can't be written is to be redacted.
+        UsageError: the request names everything, the rank is out of its range, or a log is to be redacted that can't be
+            written.
         InsufficientLogError: the run was interrupted, and the log is to be redacted or lacks its last parameters.
         MismatchError: the base model is not the log's, or the log can't be redacted on this machine.
         DivergedError: the deviation is not finite or grows without bound; nothing is written.
@@ -80,13 +87,19 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
     opened = open_to_redact(log_path, options, progress) if options.redact else nullcontext(TrainingLog(log_path))
     with opened as log:
         forget_set, windows = resolve_request(log, options, progress)
-        plan = make_plan(log, windows, options.hessian_mode, options.rank)
-        for line in _plan_lines(log, forget_set, windows, plan, options):
+        rank = options.rank or DEFAULT_RANK
+        if options.hessian_mode is HessianMode.LOW_RANK:
+            check_rank(rank, log.manifest.num_elements, replay_device(log.manifest))
+        plan, warnings = make_plan(log, windows, options.hessian_mode, rank), tuple(foreseen_reasons(log, options))
+        lines = tuple(_plan_lines(log, forget_set, windows, plan, warnings, options))
+        for line in lines if not options.dry_run else ():
             progress.say(line)
         if options.output is not None:
             check_free(options.output)
         document = None if options.dry_run else _unlearned(log, forget_set, windows, plan, options, progress)
-    return UnlearnResult(forget_set=forget_set, windows=windows, plan=plan, document=document)
+    return UnlearnResult(
+        forget_set=forget_set, windows=windows, plan=plan, warnings=warnings, lines=lines, document=document
+    )
 
 
 def resolve_request(
@@ -166,11 +179,7 @@ def _run(
     if options.oracle:
         counterfactual = replay_counterfactual(log, replay, forget_set, options.denominator, progress)
         oracle = compare_with_oracle(log, replay, forget_set, final, unlearned, counterfactual)
-    reasons = reasons_against(reports, change, oracle, log.num_steps, options.thresholds)
-    if options.propagation is Propagation.PAPER:
-        reasons += unmet_assumptions(log)
-    if oracle is None:
-        reasons += unmeasured(options.hessian_mode)
+    reasons = reasons_against(reports, change, oracle, log.num_steps, options) + foreseen_reasons(log, options)
     outcome = Outcome(
         reports=tuple(reports),
         change=change,
@@ -197,20 +206,26 @@ def _write(
 
 
 def _plan_lines(
-    log: TrainingLog, forget_set: ForgetSet, windows: Sequence[Window], plan: Plan, options: UnlearnOptions
+    log: TrainingLog,
+    forget_set: ForgetSet,
+    windows: Sequence[Window],
+    plan: Plan,
+    warnings: Sequence[str],
+    options: UnlearnOptions,
 ) -> Iterator[str]:
     spans = ", ".join(f"{w.first} to {w.end}" for w in windows[:4]) + (", ..." if len(windows) > 4 else "")
     yield (
-        f"{len(forget_set.digests)} samples, {forget_set.num_occurrences} occurrences in {len(forget_set.steps)} "
-        f"steps; "
-        f"{len(windows)} window{'s' if len(windows) != 1 else ''} ({spans}); {plan.mode}: {plan.gradients} gradients, "
-        f"{plan.products} products, {plan.bytes_to_read / 1e6:.1f} MB to read, about {plan.seconds:.0f} s, "
+        f"{counted(len(forget_set.digests), 'sample')}, {counted(forget_set.num_occurrences, 'occurrence')} in "
+        f"{counted(len(forget_set.steps), 'step')}; {counted(len(windows), 'window')} ({spans}); {plan.mode}: "
+        f"{counted(plan.gradients, 'gradient')}, {counted(plan.products, 'product')}, "
+        f"{plan.bytes_to_read / 1e6:.1f} MB to read, about {plan.seconds:.0f} s, "
         f"{plan.parameter_memory_bytes / 1e6:.1f} MB of parameters and state"
     )
     if options.redact:
         yield (
-            f"the log is rewritten, with {log.num_steps} gradients more and room for a second log meanwhile; the "
-            f"samples' content and the trajectory from step {forget_set.steps[0]} on are then deleted for good"
+            f"the log is rewritten with {counted(log.num_steps, 'more gradient')} and room for a second log meanwhile; "
+            f"the samples' content and the trajectory from step {forget_set.steps[0]} on are deleted for good"
         )
+    yield from (f"the verdict will be poor: {warning}" for warning in warnings)
     if not log.commit.finished:
         yield f"the run was interrupted: the trained model is the one after its last step, {log.num_steps - 1}"

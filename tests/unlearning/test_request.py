@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lmcleaner.choices import Level
+from lmcleaner.choices import HessianMode, Level
 from lmcleaner.formats.errors import LmcleanerError, MismatchError, NotFoundError, UsageError
 from lmcleaner.training.models import load_tokenizer
 from lmcleaner.unlearning.options import UnlearnOptions
@@ -115,9 +115,16 @@ def test_another_tokenizer_is_refused(adamw_run: TinyRun, tmp_path: Path) -> Non
         ({"damping": -1.0}, "--damping: expected at least 0"),
         ({"output": None}, "--output is missing"),
         ({"level": "word"}, "--level: expected one of"),
+        ({"rank": 5}, "--rank belongs to --hessian-mode low_rank: found --hessian-mode GGN"),
+        ({"rank": 0, "hessian_mode": "low_rank"}, "--rank: expected at least 1, found 0"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     chosen: dict[str, Any] = {"forget": "x", "output": Path("out"), **options}
     with pytest.raises(UsageError, match=message):
         UnlearnOptions(**chosen)
+
+
+def test_the_rank_is_told_in_the_mode_that_has_one() -> None:
+    ranks = {mode: UnlearnOptions(forget="x", output=Path("out"), hessian_mode=mode).rank for mode in HessianMode}
+    assert ranks == {**dict.fromkeys(HessianMode), HessianMode.LOW_RANK: 10}
