@@ -69,7 +69,7 @@ def _plan_lines(
 def _difference(log: "TrainingLog", plan: "PruningPlan", asked: Sequence[tuple[int, int]]) -> str:
     """Why other updates go than were asked for; "" where just these go."""
     there = {step for first, stop in log.commit.updates for step in range(first, stop)}
-    wanted = {step for first, stop in asked for step in range(first, stop)} & there
+    wanted = {step for step in there if any(first <= step < stop for first, stop in asked)}
     if not wanted:
         return f"; the log holds none of steps {spelled(asked)}"
     if wanted == {step for first, stop in plan.dropped_updates for step in range(first, stop)}:

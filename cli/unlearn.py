@@ -19,7 +19,8 @@ Forget = Annotated[
     str,
     typer.Option(
         metavar="NAME|FILE|DIGESTS|steps:A,B-C",
-        help="What to forget: a file beside the recorded data by its name, a file of rows, sample digests, or steps.",
+        help="What to forget: a file beside the recorded data by its name, a file of rows, digests of samples "
+        "(8 digits of each or more), or steps.",
     ),
 ]
 LevelOption = Annotated[

@@ -17,7 +17,7 @@ from lmcleaner.choices import HessianMode
 from lmcleaner.curvature.estimates import check_rank, estimate_diagonal, estimate_low_rank
 from lmcleaner.curvature.linearized import OPERATORS, add_product
 from lmcleaner.curvature.source import Batch, Source, check_like, logged_source, model_source
-from lmcleaner.formats.digests import find_digest
+from lmcleaner.formats.digests import find_digests
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.store import Store
@@ -100,9 +100,8 @@ class Curvature:
             DamagedError: the log can't be read.
         """
         opened = log if isinstance(log, TrainingLog) else TrainingLog(log)
-        digests = frozenset(find_digest(opened, digits) for digits in forgotten)
         numbers = (steps,) if isinstance(steps, int) else tuple(steps)
-        manifest = opened.manifest
+        digests, manifest = find_digests(opened, forgotten), opened.manifest
         replay = ReplayModel(load_base_model(manifest, model), manifest, replay_device(manifest))
         return cls(logged_source(opened, replay, numbers, microbatches, at, digests), mode, damping)
 

@@ -14,7 +14,7 @@ from lmcleaner.choices import Level
 from lmcleaner.data.encoding import Encoding
 from lmcleaner.data.rows import RowSource, read_rows
 from lmcleaner.formats.canonical import json_digest
-from lmcleaner.formats.digests import find_digest, is_digest
+from lmcleaner.formats.digests import find_digests, is_digest
 from lmcleaner.formats.errors import InsufficientLogError, MismatchError, NotFoundError, UsageError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.wording import counted
@@ -146,7 +146,7 @@ def _sample_digests(log: TrainingLog, forget: str, load_tokenizer: Callable[[], 
     file = _row_file(log, forget)
     words = _words(forget if file is None else file.read_text(encoding="utf-8"))
     if words and is_digest(words[0]):
-        return {find_digest(log, word) for word in sorted(words, key=is_digest)}  # what is none is refused first
+        return set(find_digests(log, words))
     if file is None:
         raise NotFoundError(
             f"no such forget set: {forget}: neither a file, nor one beside the recorded data in {_beside(log)}",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmcleaner.formats.digests import find_digest, is_digest
+from lmcleaner.formats.digests import find_digests, is_digest
 from lmcleaner.formats.errors import LmcleanerError, NotFoundError, UsageError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.samples import Sample
@@ -35,16 +35,21 @@ def log(make_run: Callable[..., Any], write_run: Callable[..., Path], tmp_path_f
 @pytest.mark.parametrize("length", [9, 12, 64])
 @pytest.mark.parametrize("sample", [SAME, TWIN], ids=["same", "twin"])
 def test_a_unique_beginning_is_enough(length: int, sample: Sample, log: TrainingLog) -> None:
-    assert find_digest(log, sample.digest.hex()[:length]) == sample.digest
+    assert find_digests(log, [sample.digest.hex()[:length]]) == {sample.digest}
 
 
 def test_eight_digits_are_enough(log: TrainingLog) -> None:
-    assert find_digest(log, OTHER.digest.hex()[:8]) == OTHER.digest
+    assert find_digests(log, [OTHER.digest.hex()[:8]]) == {OTHER.digest}
+
+
+def test_the_same_sample_named_twice_is_one(log: TrainingLog) -> None:
+    names = (OTHER.digest.hex(), OTHER.digest.hex()[:8], TWIN.digest.hex())
+    assert find_digests(log, names) == {OTHER.digest, TWIN.digest}
 
 
 def test_an_ambiguous_beginning_names_the_samples_that_begin_so(log: TrainingLog) -> None:
     with pytest.raises(UsageError, match=r"ambiguous sample digest: f1cc68e1: .*found that of 2") as caught:
-        find_digest(log, "f1cc68e1")
+        find_digests(log, ["f1cc68e1"])
     assert SAME.digest.hex() in caught.value.message
     assert TWIN.digest.hex() in caught.value.message
     assert caught.value.hint == "give more of its digits"
@@ -62,7 +67,7 @@ def test_an_ambiguous_beginning_names_the_samples_that_begin_so(log: TrainingLog
 )
 def test_what_is_no_sample_is_refused(digits: str, kind: type[LmcleanerError], message: str, log: TrainingLog) -> None:
     with pytest.raises(kind, match=message):
-        find_digest(log, digits)
+        find_digests(log, [digits])
 
 
 def test_digests_are_told_from_names() -> None:
