@@ -8,6 +8,7 @@ import typer
 
 from lmcleaner.cli.console import Reporter, print_json, print_text
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Model, Quiet
+from lmcleaner.formats.wording import counted
 
 if TYPE_CHECKING:
     from lmcleaner.audit.check import AuditReport
@@ -26,7 +27,7 @@ def audit(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check an unlearned model and its audit document against the log.
+    """Check an unlearned model and its audit document against the log; exits with 1 as well if the verdict is poor.
 
     Example: `lmcleaner audit my-unlearned-model --log my-log --oracle`
     """
@@ -35,13 +36,13 @@ def audit(
     options = AuditOptions(oracle=oracle, model=model, relative_error=max_relative_error)
     with Reporter(quiet=quiet or as_json) as reporter:
         report = audit_model(folder, log or _default_log(folder), options, reporter)
-    verdict = str(report.document.get("result", {}).get("verdict", "none"))
     if as_json:
+        recorded = {"verdict": report.verdict, "reasons": report.reasons}
         parts = {"checks": report.checks, "unchecked": report.unchecked, "oracle": report.oracle}
-        print_json({"passed": report.passed, "verdict": verdict, **parts})
+        print_json({"passed": report.passed, **recorded, **parts})
     else:
-        _print_report(report, verdict)
-    if not report.passed:
+        _print_report(report)
+    if not report.is_good:
         raise typer.Exit(1)
 
 
@@ -52,7 +53,7 @@ def _default_log(folder: Path) -> str:
     return str(os.environ.get("LMCLEANER_LOG") or recorded or DEFAULT_LOG)
 
 
-def _print_report(report: "AuditReport", verdict: str) -> None:
+def _print_report(report: "AuditReport") -> None:
     for name, problem in report.checks.items():
         print_text(f"{name:<14} {'ok' if problem is None else f'FAILED: {problem}'}")
     for name, reason in report.unchecked.items():
@@ -68,6 +69,10 @@ def _print_report(report: "AuditReport", verdict: str) -> None:
                         f"{rows:<10} {model:<10} answer probability {answers['answer_probability']:.4f}, KL from the "
                         f"oracle {answers['kl_from_oracle']:.4f}"
                     )
-    print_text(f"verdict of the run, as recorded: {verdict}")
-    left_out = f"; {len(report.unchecked)} checks are no longer possible" if report.unchecked else ""
+    print_text(f"verdict of the unlearning, as recorded: {report.verdict}")
+    for reason in report.reasons:
+        print_text(f"  {reason}")
+    left_out = f"; no longer possible: {counted(len(report.unchecked), 'check')}" if report.unchecked else ""
     print_text(f"audit passed{left_out}" if report.passed else "audit FAILED")
+    if report.passed and not report.is_good:
+        print_text("the document is true, and says that the result is not good")

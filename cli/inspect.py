@@ -10,9 +10,10 @@ import typer
 from lmcleaner.choices import HessianMode
 from lmcleaner.cli.console import Reporter, human_bytes, print_json, print_text, sparkline, spelled
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Model, Quiet, parse_K, parse_steps
-from lmcleaner.cli.unlearn import KOption, LevelOption, NoLedger, OptionalForget
+from lmcleaner.cli.unlearn import KOption, LevelOption, NoLedger, OptionalForget, RankOption
 from lmcleaner.formats.errors import UsageError
-from lmcleaner.unlearning.options import DEFAULT_K, UnlearnOptions
+from lmcleaner.formats.wording import counted
+from lmcleaner.unlearning.options import DEFAULT_K, DEFAULT_RANK, UnlearnOptions
 
 if TYPE_CHECKING:
     from lmcleaner.formats.reader import TrainingLog
@@ -28,7 +29,10 @@ def inspect(
     ] = None,
     sizes: Annotated[bool, typer.Option("--sizes", help="Show what each array takes.")] = False,
     step: Annotated[int | None, typer.Option(metavar="T", help="Show one step.")] = None,
-    find: Annotated[str | None, typer.Option(metavar="TEXT", help="List samples that hold a text.")] = None,
+    find: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="List samples that hold a text, by the digests that --forget takes."),
+    ] = None,
     redacted: Annotated[
         bool, typer.Option("--redacted", help="List redacted samples, and look whether they have left the disk.")
     ] = False,
@@ -40,6 +44,7 @@ def inspect(
     no_ledger: NoLedger = False,
     level: LevelOption = None,
     K: KOption = str(DEFAULT_K),  # noqa: N803 -- the paper's name
+    rank: RankOption = None,
     model: Model = None,
     config: Config = None,
     as_json: AsJson = False,
@@ -50,7 +55,7 @@ def inspect(
     Example: `lmcleaner inspect my-log --forget forget.jsonl --plan`
     """
     _check_combination([verify, sizes, step is not None, find is not None, redacted, requests, bool(forget)])
-    _check_companions(verify, replay, forget, plan)
+    _check_companions(verify, replay, forget, plan, rank)
     from lmcleaner.formats.reader import TrainingLog
 
     opened = TrainingLog(log)
@@ -70,7 +75,7 @@ def inspect(
         options = UnlearnOptions(
             forget=forget, output=None, dry_run=True, K=parse_K(K), level=level, model=model, ledger=not no_ledger
         )
-        _plan(opened, options, as_json=as_json)
+        _plan(opened, options, rank, as_json=as_json)
     else:
         _summarize(opened, as_json=as_json)
 
@@ -80,11 +85,13 @@ def _check_combination(chosen: list[bool]) -> None:
         raise UsageError("choose one of --verify, --sizes, --step, --find, --redacted, --requests and --forget")
 
 
-def _check_companions(verify: bool, replay: str | None, forget: list[str] | None, plan: bool) -> None:
+def _check_companions(verify: bool, replay: str | None, forget: list[str] | None, plan: bool, rank: int | None) -> None:
     if plan != bool(forget):
         raise UsageError("--forget and --plan belong together: expected both, found one of them")
     if replay is not None and not verify:
         raise UsageError("--replay belongs to --verify: expected both, found --replay alone")
+    if rank is not None and not plan:
+        raise UsageError("--rank belongs to --plan: expected both, found --rank alone")
 
 
 def _summarize(log: "TrainingLog", *, as_json: bool) -> None:
@@ -100,11 +107,12 @@ def _summarize(log: "TrainingLog", *, as_json: bool) -> None:
     lines = {
         "log": f"{summary.log} ({state}, recorded {summary.created})",
         "model": f"{summary.model['class_name']} from {summary.model['source']}, {summary.model['dtype']}, "
-        f"{summary.num_parameters:,} trainable parameters",
+        f"{counted(summary.num_parameters, 'trainable parameter')}",
         "data": f"{summary.data.get('source', 'not told')}",
         "optimizer": f"{summary.optimizer['name']}, clipped at {summary.max_grad_norm}",
-        "steps": f"{summary.num_steps}{planned}, {summary.num_microbatches} microbatches, {summary.seconds:.1f} s",
-        "samples": f"{summary.num_samples} in {summary.num_occurrences} occurrences",
+        "steps": f"{summary.num_steps}{planned}, {counted(summary.num_microbatches, 'microbatch')}, "
+        f"{summary.seconds:.1f} s",
+        "samples": f"{summary.num_samples} in {counted(summary.num_occurrences, 'occurrence')}",
         "checkpoints": ", ".join(map(str, summary.checkpoint_steps)),
         "on disk": f"{sizes} (updates {summary.updates})",
         "root": summary.root,
@@ -180,15 +188,24 @@ def _show_step(log: "TrainingLog", step: int, *, as_json: bool) -> None:
         return
     print_text(
         f"step {step}: loss {described['loss']:.4f}, gradient norm {record.gradient_norm:.4g}, "
-        f"lr {', '.join(f'{lr:.4g}' for lr in record.lr)}, {record.seconds:.3f} s"
+        f"{_rates(log, record.lr)}, {record.seconds:.3f} s"
     )
     for number, microbatch in enumerate(record.microbatches):
         print_text(
-            f"microbatch {number}: {len(microbatch.samples)} rows of {microbatch.width} tokens, denominator "
-            f"{microbatch.denominator:g}"
+            f"microbatch {number}: {counted(len(microbatch.samples), 'row')} of {counted(microbatch.width, 'token')}, "
+            f"denominator {microbatch.denominator:g}"
         )
         for row, sample in enumerate(microbatch.samples):
-            print_text(f"  row {row}: {sample.digest.hex()} ({len(sample.tokens)} tokens)")
+            print_text(f"  row {row}: {sample.digest.hex()} ({counted(len(sample.tokens), 'token')})")
+
+
+def _rates(log: "TrainingLog", lr: Sequence[float]) -> str:
+    """The learning rate, and where there are several what each is of."""
+    if len(set(lr)) == 1:
+        return f"lr {lr[0]:.4g}"
+    tensors = Counter(entry.group for entry in log.manifest.parameters)
+    parts = [f"{rate:.4g} in group {group} ({counted(tensors[group], 'tensor')})" for group, rate in enumerate(lr)]
+    return f"lr of the optimizer's parameter groups {', '.join(parts)}"
 
 
 def _find(log: "TrainingLog", text: str, model: str | None, *, as_json: bool) -> None:
@@ -201,10 +218,10 @@ def _find(log: "TrainingLog", text: str, model: str | None, *, as_json: bool) ->
         return
     for match in matches:
         uses = ", ".join(f"{use.step}.{use.microbatch}.{use.row}" for use in match.occurrences)
-        print_text(match.digest)
+        print_text(f"sample {match.digest}")
         print_text(f"  {match.text}")
         print_text(f"  used in (step.microbatch.row): {uses}")
-    print_text(f"{len(matches)} of {len(log.table('samples/stop'))} samples hold {text!r}")
+    print_text(f"found {text!r} in {len(matches)} of {counted(len(log.table('samples/stop')), 'sample')}")
 
 
 def _list_redacted(log: "TrainingLog", *, as_json: bool) -> None:
@@ -216,14 +233,16 @@ def _list_redacted(log: "TrainingLog", *, as_json: bool) -> None:
     else:
         for sample in found.samples:
             print_text(sample.digest)
-            size = "removed with its steps" if sample.num_tokens is None else f"{sample.num_tokens} tokens"
+            size = "removed with its steps" if sample.num_tokens is None else counted(sample.num_tokens, "token")
             audit = sample.audit_sha256 or "not told"
-            print_text(f"  {size}, {sample.num_occurrences} occurrences; redacted {sample.time}, audit {audit}")
-        print_text(f"{len(found.samples)} samples redacted")
+            print_text(
+                f"  {size}, {counted(sample.num_occurrences, 'occurrence')}; redacted {sample.time}, audit {audit}"
+            )
+        print_text(f"{counted(len(found.samples), 'sample')} redacted")
         if not found.is_gone:
             print_text(
-                f"NOT GONE: {found.leftovers} files ({human_bytes(found.leftover_bytes)}) of the log as it was before "
-                "still lie there; repeat the unlearn --redact that was interrupted, which removes them"
+                f"NOT GONE: {counted(found.leftovers, 'file')} ({human_bytes(found.leftover_bytes)}) left there of the "
+                "log as it was before; repeat the unlearn --redact that was interrupted, which removes them"
             )
     if not found.is_gone:
         raise typer.Exit(1)
@@ -240,20 +259,25 @@ def _list_requests(log: "TrainingLog", *, as_json: bool) -> None:
         print_text(f"{listed.entry.number} {listed.entry.time} {listed.state}: audit {listed.entry.audit_sha256}")
         for request in listed.entry.requests:
             print_text(
-                f"  {request.level} level, {len(request.samples)} samples in {len(request.steps)} steps, forget set "
-                f"{request.forget_set}"
+                f"  {request.level} level, {counted(len(request.samples), 'sample')} in "
+                f"{counted(len(request.steps), 'step')}, forget set {request.forget_set}"
             )
     pending = sum(listed.state != SETTLED for listed in found)
-    print_text(f"{len(found)} entries, {pending} of which the next unlearn serves again")
+    print_text(f"entries: {len(found)}, {pending} of which the next unlearn serves again")
 
 
-def _plan(log: "TrainingLog", options: UnlearnOptions, *, as_json: bool) -> None:
+def _plan(log: "TrainingLog", options: UnlearnOptions, rank: int | None, *, as_json: bool) -> None:
+    from lmcleaner.curvature.estimates import check_rank
     from lmcleaner.formats.ledger import read_ledger
+    from lmcleaner.training.numerics import replay_device
     from lmcleaner.unlearning.plan import make_plan
     from lmcleaner.unlearning.run import resolve_request
+    from lmcleaner.unlearning.verdict import unmeasured
 
+    if rank is not None:
+        check_rank(rank, log.manifest.num_elements, replay_device(log.manifest))
     forget_set, windows = resolve_request(log, options, ledger=read_ledger(log) if options.ledger else None)
-    plans = [make_plan(log, windows, mode) for mode in HessianMode]
+    plans = [make_plan(log, windows, mode, rank or DEFAULT_RANK) for mode in HessianMode]
     if as_json:
         print_json({
             "samples": len(forget_set.digests),
@@ -266,10 +290,11 @@ def _plan(log: "TrainingLog", options: UnlearnOptions, *, as_json: bool) -> None
         })
         return
     print_text(
-        f"{len(forget_set.digests)} samples, {forget_set.num_occurrences} occurrences in {len(forget_set.steps)} steps"
+        f"{counted(len(forget_set.digests), 'sample')}, {counted(forget_set.num_occurrences, 'occurrence')} in "
+        f"{counted(len(forget_set.steps), 'step')}"
     )
     if forget_set.earlier:
-        print_text(f"with {len(forget_set.earlier)} earlier requests that the log's ledger holds")
+        print_text(f"with {counted(len(forget_set.earlier), 'earlier request')} that the log's ledger holds")
     for window in windows:
         print_text(
             f"window: checkpoint {window.start}, steps {window.first} to {window.end}, "
@@ -282,12 +307,13 @@ def _plan(log: "TrainingLog", options: UnlearnOptions, *, as_json: bool) -> None
             f"{plan.seconds:>8.0f} {human_bytes(plan.parameter_memory_bytes):>17}"
         )
     print_text("memory comes on top of one training step's activations")
+    print_text(f"poor unless --oracle measures it: {', '.join(mode for mode in HessianMode if unmeasured(mode))}")
 
 
 def _show_problems(found: "Verification") -> None:
     counts = Counter(problem.kind for problem in found.problems)
     kinds = "".join(f", {counts[kind]} {kind}" for kind in ("unreachable", "leftover") if counts[kind])
-    print_text(f"{found.num_parts} parts read, {counts['damaged']} damaged{kinds}")
+    print_text(f"{counted(found.num_parts, 'part')} read, {counts['damaged']} damaged{kinds}")
     for problem in found.problems:
         where = problem.array if problem.step is None else f"{problem.array}, step {problem.step}"
         if problem.kind != "unreachable":
@@ -317,7 +343,7 @@ def _verify(log: "TrainingLog", replay_steps: int | None, model: str | None, *, 
     else:
         _show_problems(found)
         if found.replay is not None:
-            print_text(f"replay: {found.replay.num_exact} of {found.replay.num_steps} steps bit for bit")
+            print_text(f"replay: {found.replay.num_exact} of {counted(found.replay.num_steps, 'step')} bit for bit")
             for difference in found.replay.unrestorable:
                 print_text(f"  {difference}")
         print_text("the log is sound" if found.is_sound else "the log is NOT sound")

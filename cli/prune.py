@@ -9,9 +9,11 @@ import typer
 from lmcleaner.cli.console import human_bytes, print_json, print_text, spelled
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Quiet
 from lmcleaner.formats.errors import UsageError
+from lmcleaner.formats.wording import counted
 
 if TYPE_CHECKING:
     from lmcleaner.formats.pruning import PruningPlan
+    from lmcleaner.formats.reader import TrainingLog
     from lmcleaner.inspection.retention import Outlook
 
 
@@ -46,23 +48,34 @@ def prune(
     if as_json:
         print_json(asdict(plan) | {"requests": asdict(means), "applied": apply})
         return
-    for line in (*_plan_lines(plan, asked, applied=apply), *_request_lines(means)):
+    for line in (*_plan_lines(opened, plan, asked, applied=apply), *_request_lines(means)):
         print_text(line)
     if not apply:
-        print_text("nothing was changed; --apply does it")
+        print_text("nothing was changed; --apply does it" if plan.freed_bytes else "there is nothing to remove")
 
 
-def _plan_lines(plan: "PruningPlan", asked: Sequence[tuple[int, int]], *, applied: bool) -> Iterator[str]:
+def _plan_lines(
+    log: "TrainingLog", plan: "PruningPlan", asked: Sequence[tuple[int, int]], *, applied: bool
+) -> Iterator[str]:
     freed = ", ".join(f"{part} {human_bytes(size)}" for part, size in plan.freed_bytes.items()) or "nothing"
     yield f"{'freed' if applied else 'would free'}: {freed}"
     if asked:
-        yield (
-            f"updates that go: {spelled(plan.dropped_updates)}; asked for {spelled(asked)}, and only whole "
-            f"objects go, of up to {plan.steps_per_object} step{'s' if plan.steps_per_object != 1 else ''}"
-        )
+        yield f"updates that go: {spelled(plan.dropped_updates)}{_difference(log, plan, asked)}"
     yield f"checkpoints that stay: {', '.join(map(str, plan.checkpoints))}"
     yield f"updates that stay: {spelled(plan.updates)}"
     yield f"gradients that stay: {spelled(plan.gradients)}"
+
+
+def _difference(log: "TrainingLog", plan: "PruningPlan", asked: Sequence[tuple[int, int]]) -> str:
+    """Why other updates go than were asked for; "" where just these go."""
+    there = {step for first, stop in log.commit.updates for step in range(first, stop)}
+    wanted = {step for step in there if any(first <= step < stop for first, stop in asked)}
+    if not wanted:
+        return f"; the log holds none of steps {spelled(asked)}"
+    if wanted == {step for first, stop in plan.dropped_updates for step in range(first, stop)}:
+        return ""
+    size = counted(plan.steps_per_object, "step")
+    return f"; asked for {spelled(asked)}, and only whole objects go, of up to {size}"
 
 
 def _request_lines(means: "Outlook") -> Iterator[str]:
@@ -70,12 +83,15 @@ def _request_lines(means: "Outlook") -> Iterator[str]:
     for lead_in in means.lead_ins:
         yield (
             f"  first occurrence in steps {lead_in.first}-{lead_in.last}: starts from checkpoint {lead_in.checkpoint}, "
-            f"up to {lead_in.more_steps} more lead-in steps"
+            f"up to {counted(lead_in.more_steps, 'more lead-in step')}"
         )
     if means.replayed:
         yield f"  all but secant replay θ before steps {spelled(means.replayed)}: one more gradient a step"
     if means.later_end_steps:
-        yield f"  a window with a K below all ends up to {means.later_end_steps} steps later, where θ can be read"
+        later = counted(means.later_end_steps, "step")
+        yield f"  a window with a K below all ends up to {later} later, where θ can be read"
+    if means.recomputed:
+        yield f"  fisher computes the gradients of steps {spelled(means.recomputed)} again: one gradient a step"
 
 
 def _parse_ranges(text: str | None, num_steps: int) -> tuple[tuple[int, int], ...]:

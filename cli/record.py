@@ -10,6 +10,7 @@ from lmcleaner.choices import Codec, ModelDtype, OptimizerName, Scheduler
 from lmcleaner.cli.console import Reporter, human_bytes, print_json, print_text
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Quiet, default_of
 from lmcleaner.formats.errors import UsageError
+from lmcleaner.formats.wording import counted
 from lmcleaner.recording.options import RecordOptions
 
 
@@ -77,7 +78,8 @@ def record(
         print_json(asdict(result))
         return
     parts = ", ".join(f"{name} {human_bytes(size)}" for name, size in result.log_bytes.items())
-    print_text(f"recorded {result.num_steps} steps on {result.num_samples} samples; final loss {result.final_loss:.4f}")
+    trained = f"{counted(result.num_steps, 'step')} on {counted(result.num_samples, 'sample')}"
+    print_text(f"recorded {trained}; final loss {result.final_loss:.4f}")
     print_text(f"log      {result.log} ({parts})")
     print_text(f"model    {result.output}")
 

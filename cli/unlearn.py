@@ -9,6 +9,7 @@ import typer
 from lmcleaner.choices import Denominator, HessianMode, Level, Propagation
 from lmcleaner.cli.console import Reporter, print_json, print_text
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Model, Quiet, default_of, parse_K
+from lmcleaner.formats.wording import counted
 from lmcleaner.unlearning.options import (
     DEFAULT_DAMPING,
     DEFAULT_K,
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 _FORGET = typer.Option(
     metavar="NAME|FILE|DIGESTS|steps:A,B-C",
-    help="What to forget: a file beside the recorded data by its name, a file of rows, sample digests, or steps. "
-    "Once for each request.",
+    help="What to forget: a file beside the recorded data by its name, a file of rows, digests of samples "
+    "(8 digits of each or more), or steps. Once for each request.",
 )
 Forget = Annotated[list[str], _FORGET]
 OptionalForget = Annotated[list[str] | None, _FORGET]
@@ -46,6 +47,9 @@ KOption = Annotated[
         help="Steps to carry the deviation after its last occurrence; auto until it settled.",
     ),
 ]
+RankOption = Annotated[
+    int | None, typer.Option(help=f"Eigenpairs that --hessian-mode low_rank keeps; {DEFAULT_RANK} by default.")
+]
 
 
 def _t(name: str) -> float:
@@ -63,7 +67,15 @@ def unlearn(
         float, typer.Option(help="With --K auto: what the deviation may move by over a window's last tenth.")
     ] = DEFAULT_SETTLE_TOLERANCE,
     hessian_mode: Annotated[
-        HessianMode, typer.Option(case_sensitive=False, help="How the gradient without the rows is found.")
+        HessianMode,
+        typer.Option(
+            case_sensitive=False,
+            metavar="|".join(HessianMode),
+            help="How the gradient without the rows is found. secant: computed, without error. exact, GGN, "
+            "empirical_fisher: predicted by the Hessian, the Gauss-Newton matrix, or the rows' Fisher matrix of every "
+            "step. diag, low_rank: by an estimate of the GGN from one checkpoint to the next. fisher: by the step's "
+            "gradient times itself. docs/method.md compares them.",
+        ),
     ] = HessianMode.GGN,
     propagation: Annotated[
         Propagation, typer.Option(help="Through the real optimizer, or the paper's form.")
@@ -72,8 +84,8 @@ def unlearn(
         Denominator, typer.Option(help="Divide by all rows as logged, or by the retained ones.")
     ] = Denominator.LOGGED,
     damping: Annotated[float, typer.Option(help="λ in C + λI.")] = DEFAULT_DAMPING,
-    rank: Annotated[int, typer.Option(help="Eigenpairs that --hessian-mode low_rank keeps.")] = DEFAULT_RANK,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and stop.")] = False,
+    rank: RankOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     oracle: Annotated[bool, typer.Option("--oracle", help="Replay the counterfactual and measure against it.")] = False,
     redact: Annotated[
         bool,
@@ -121,7 +133,8 @@ def unlearn(
     elif result.document is not None:
         _print_document(result.document, output)
     else:
-        print_text("dry run: nothing was changed")
+        for line in (*result.lines, "dry run: nothing was changed"):
+            print_text(line)
     if not result.is_good:
         raise typer.Exit(1)
 
@@ -137,14 +150,14 @@ def _dry_run_json(result: "UnlearnResult") -> dict[str, Any]:
         "earlier": len(result.forget_set.earlier),
         "windows": [window.to_json() for window in result.windows],
         "plan": asdict(result.plan),
+        "warnings": result.warnings,
     }
 
 
 def _print_document(document: dict[str, Any], output: Path | None) -> None:
     coverage, result = document["coverage"], document["result"]
-    uses = f"{coverage['occurrences']} occurrences of {coverage['samples']} samples in {coverage['steps']} steps"
     handled = "skipped " if document["request"]["level"] == "batch" else "forgot  "
-    print_text(f"{handled} {uses}, {coverage['missed']} missed")
+    print_text(f"{handled} {_uses(coverage)}, {coverage['missed']} missed")
     for part in document["requests"]:
         print_text(f"request  {_part_line(part)}; its own document: {part['document']}")
     for part in document["request"].get("earlier", ()):
@@ -170,12 +183,15 @@ def _print_document(document: dict[str, Any], output: Path | None) -> None:
         )
 
 
-def _part_line(part: dict[str, Any]) -> str:
-    coverage = part["coverage"]
+def _uses(coverage: dict[str, Any]) -> str:
     return (
-        f"{coverage['occurrences']} occurrences of {coverage['samples']} samples in {coverage['steps']} steps "
-        f"({part['level']} level)"
+        f"{counted(coverage['occurrences'], 'occurrence')} of {counted(coverage['samples'], 'sample')} in "
+        f"{counted(coverage['steps'], 'step')}"
     )
+
+
+def _part_line(part: dict[str, Any]) -> str:
+    return f"{_uses(part['coverage'])} ({part['level']} level)"
 
 
 def _window_line(window: dict[str, Any]) -> str:
@@ -183,7 +199,7 @@ def _window_line(window: dict[str, Any]) -> str:
     return (
         f"steps {window['tz']} to {window['tau']}, {window['K_used']} of them after the last occurrence; "
         f"deviation {window['v_norm']:.4g}; "
-        f"{window['gradients']} gradients, {window['hvp_calls']} products; linearization error "
+        f"{counted(window['gradients'], 'gradient')}, {counted(window['hvp_calls'], 'product')}; linearization error "
         f"{'none' if error is None else f'{error:.3f}'}; moved over the last tenth "
         f"{'unknown' if settled is None else f'{settled:.3f}'}"
     )

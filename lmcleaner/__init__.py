@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Propagation,
         Scheduler,
     )
+    from lmcleaner.curvature.matrix import Curvature
     from lmcleaner.formats.errors import (
         DamagedError,
         DivergedError,
@@ -48,6 +49,7 @@ __all__ = [
     "AuditOptions",
     "AuditReport",
     "Codec",
+    "Curvature",
     "DamagedError",
     "Denominator",
     "DivergedError",
@@ -92,6 +94,7 @@ __all__ = [
 
 _HOMES = {
     "lmcleaner.audit.check": ("AuditOptions", "AuditReport", "audit_model"),
+    "lmcleaner.curvature.matrix": ("Curvature",),
     "lmcleaner.formats.pruning": ("Pruning", "PruningPlan", "prune"),
     "lmcleaner.formats.reader": ("TrainingLog",),
     "lmcleaner.formats.samples": ("Sample",),

@@ -71,6 +71,27 @@ class AuditReport:
         """Whether every check that could be made passed."""
         return all(problem is None for problem in self.checks.values())
 
+    @property
+    def verdict(self) -> str:
+        """What the document says of the result: good, poor, or "none" where it says nothing."""
+        return str(self._result.get("verdict", "none"))
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why the document calls the result poor."""
+        return [str(reason) for reason in self._result.get("reasons", ())]
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the checks passed and the verdict that they confirm is good."""
+        return self.passed and self.verdict == "good"
+
+    @property
+    def _result(self) -> dict[str, Any]:
+        """Empty in a document that isn't one."""
+        result = self.document.get("result")
+        return result if isinstance(result, dict) else {}
+
 
 def audit_model(
     folder: Path, log_path: Path | str, options: AuditOptions | None = None, progress: Progress | None = None

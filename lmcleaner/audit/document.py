@@ -10,6 +10,7 @@ from lmcleaner.audit.requests import REQUESTS, stated_part
 from lmcleaner.formats.audit_document import AUDIT_SCHEMA, AUDIT_VERSION, Document
 from lmcleaner.formats.errors import InsufficientLogError
 from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.formats.wording import counted
 from lmcleaner.training.numerics import environment, unrestorable
 from lmcleaner.unlearning.combine import Change
 from lmcleaner.unlearning.options import UnlearnOptions
@@ -98,7 +99,7 @@ def _coverage(forget_set: ForgetSet, reports: Sequence[WindowReport]) -> dict[st
     """Counts what the request names against what the sweep left out."""
     missed = forget_set.num_occurrences - sum(report.handled for report in reports)
     if missed:
-        raise InsufficientLogError(f"the sweep missed {missed} of {forget_set.num_occurrences} occurrences")
+        raise InsufficientLogError(f"the sweep missed {missed} of {counted(forget_set.num_occurrences, 'occurrence')}")
     return {
         "samples": len(forget_set.digests),
         "occurrences": forget_set.num_occurrences,

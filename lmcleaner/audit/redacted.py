@@ -21,6 +21,7 @@ from lmcleaner.choices import Level
 from lmcleaner.formats.audit_document import Document
 from lmcleaner.formats.commit import Change
 from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.formats.wording import counted
 from lmcleaner.training.numerics import replay_device
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.unlearning.request import occurrences_in
@@ -121,7 +122,7 @@ def _content_problem(document: Document, own: Change, log: TrainingLog, later: S
     expected = own.details["num_steps"] - len(named.skipped)
     kept = (named.masked & log.sample_rows.keys()) - tombstones(log)
     if kept:
-        return f"{len(kept)} of the samples are not redacted, such as {min(kept).hex()}"
+        return f"not redacted: {counted(len(kept), 'sample')}, such as {min(kept).hex()}"
     if named.skipped:
         return unequal("steps that are left", expected, log.num_steps)
     found = occurrences_in(log, named.digests, named.steps)

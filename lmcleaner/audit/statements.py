@@ -12,6 +12,7 @@ from lmcleaner.choices import Steps
 from lmcleaner.formats.audit_document import Document
 from lmcleaner.formats.canonical import json_digest
 from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.formats.wording import counted
 from lmcleaner.training.fingerprint import model_fingerprint
 from lmcleaner.training.models import load_model
 from lmcleaner.training.vectors import torch_dtype
@@ -123,7 +124,7 @@ def verdict_problem(document: Document) -> str | None:
     """Whether the verdict goes with its reasons and with the oracle."""
     result, oracle = document["result"], document["oracle"]
     if (result["verdict"] == "poor") != bool(result["reasons"]):
-        return f"the verdict is {result['verdict']} with {len(result['reasons'])} reasons"
+        return f"the verdict is {result['verdict']} with {counted(len(result['reasons']), 'reason')}"
     if oracle is not None and oracle["relative_error"] >= 0.9 and result["verdict"] == "good":
         return f"a relative error of {oracle['relative_error']} can't be good"
     return None

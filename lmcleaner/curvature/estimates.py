@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lmcleaner.formats.errors import UsageError
+from lmcleaner.training.numerics import memory_bytes
+
 Vector = Sequence[Tensor]
 Product = Callable[[Vector], Vector]
 
@@ -114,6 +117,29 @@ def estimate_low_rank(product: Product, like: Vector, rank: int, generator: torc
         torch.diag(torch.tensor(diagonal, dtype=torch.float64)) + off_diagonal + off_diagonal.T
     )
     return LowRank(values[-rank:].flip(0).to(first), small[:, -rank:].flip(1).to(first).T @ basis[:size])
+
+
+def check_rank(rank: int, num_elements: int, device: torch.device, option: str = "--rank") -> None:
+    """Refuses a rank that no matrix over the parameters has, or whose estimate can't fit into memory.
+
+    Args:
+        rank: number of pairs.
+        num_elements: p.
+        device: where the estimate shall lie.
+        option: what asked for it, for messages.
+
+    Raises:
+        UsageError: the rank is out of its range.
+    """
+    if not 1 <= rank <= num_elements:
+        raise UsageError(f"{option}: expected 1 to {num_elements}, the number of parameters, found {rank}")
+    vector_bytes = 4 * num_elements  # float32
+    needed, there = (3 * rank + 1) * vector_bytes, memory_bytes(device)
+    if needed > there:
+        raise UsageError(
+            f"{option}: expected at most {max(0, (there // vector_bytes - 1) // 3)}, whose vectors fit into the "
+            f"{there / 1e9:.1f} GB of memory here, found {rank}, which takes {needed / 1e9:.1f} GB"
+        )
 
 
 def _random(part: Tensor, generator: torch.Generator) -> Tensor:

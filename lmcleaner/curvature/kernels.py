@@ -1,6 +1,6 @@
-"""Kernels that curvature can differentiate through."""
+"""Kernels that curvature can differentiate through, instead of those that it can't."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def twice_differentiable(module: nn.Module) -> Iterator[None]:
-    """Makes attention differentiable twice, backwards and forwards, inside the block.
+    """Makes attention, layer norms and the loss differentiable twice, backwards and forwards, inside the block.
 
     Fused attention kernels have neither a double backward nor a forward derivative. A transformers model computes with
     `eager` attention instead: torch's own unfused kernel masks with -inf, and the derivative of its softmax's forward
@@ -38,17 +38,13 @@ def twice_differentiable(module: nn.Module) -> Iterator[None]:
 
 
 class _Kernels(TorchFunctionMode):
-    """Takes softmax and cross-entropy by our own functions, whose forward derivatives are slim."""
+    """Takes softmax, cross-entropy and layer norms by our own functions."""
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Calls the function, or ours for it."""
-        if func is nn.functional.softmax:
-            return _softmax(*args, **(kwargs or {}))
-        if func is nn.functional.cross_entropy:
-            return _cross_entropy(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        return _OWN.get(func, func)(*args, **(kwargs or {}))
 
 
 def _softmax(logits: Tensor, dim: int | None = None, dtype: torch.dtype | None = None, **other: Any) -> Tensor:
@@ -140,3 +136,30 @@ class _CrossEntropy(torch.autograd.Function):
 def _at(values: Tensor, labels: Tensor) -> Tensor:
     """Each row's entry at its label."""
     return values.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+
+
+def _layer_norm(
+    input: Tensor,  # noqa: A002 -- torch's name
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`torch.nn.functional.layer_norm` of plain operations; as there, statistics are taken in float32 at least.
+
+    The forward derivative of torch's fused kernel takes the mean and the deviation that the kernel saved for constants,
+    so that its own derivative is silently wrong (pytorch/pytorch#196700, open in torch 2.13).
+    """
+    wide = input.float() if input.element_size() < 4 else input
+    axes = tuple(range(-len(normalized_shape), 0))
+    centred = wide - wide.mean(axes, keepdim=True)
+    scaled = centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
+    scaled = scaled if weight is None else scaled * weight
+    return (scaled if bias is None else scaled + bias).to(input.dtype)
+
+
+_OWN: Mapping[Any, Callable[..., Tensor]] = {
+    nn.functional.softmax: _softmax,
+    nn.functional.cross_entropy: _cross_entropy,
+    nn.functional.layer_norm: _layer_norm,
+}

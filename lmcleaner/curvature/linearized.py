@@ -1,6 +1,6 @@
 """The gradient at θ′ as the curvature at θ predicts it: g(θ) - (C + λI)·δ."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -69,8 +69,7 @@ def predicted_gradient(
     extra = replay.manifest.model.forward_arguments
     for microbatch, inputs in zip(step.microbatches, replay.inputs(step, forgotten, denominator), strict=True):
         replay.restore_rng(microbatch.rng)
-        # A model that draws random numbers draws them for all rows at once.
-        for rows in [inputs] if microbatch.rng else row_parts(inputs, OPERATORS[mode].PARTS):
+        for rows in _parts(inputs, mode, microbatch.rng):
             OPERATORS[mode].gradient_minus_product(replay, rows, deviation, extra)
     gradient = replay.take_gradient()
     for part, direction in zip(gradient, deviation, strict=True):
@@ -95,11 +94,37 @@ def curvature_product(
         One tensor for each parameter; the sum over the microbatches, each divided by its own denominator.
     """
     replay.point_to(parameters)
-    extra = replay.manifest.model.forward_arguments
     total = [damping * part for part in vector]
     for microbatch, inputs in zip(step.microbatches, replay.inputs(step, forgotten, denominator), strict=True):
-        replay.restore_rng(microbatch.rng)
-        product = OPERATORS[mode].product(replay, inputs, vector, extra)
-        for sum_so_far, part in zip(total, product, strict=True):
-            sum_so_far.add_(part)
+        add_product(total, replay, mode, inputs, microbatch.rng, vector)
     return total
+
+
+def add_product(
+    total: Sequence[Tensor],
+    replay: ReplayModel,
+    mode: HessianMode,
+    inputs: Inputs,
+    rng: bytes,
+    vector: Sequence[Tensor],
+) -> None:
+    """Adds C·v over the rows of one microbatch.
+
+    Args:
+        total: what to add to, one tensor for each parameter.
+        replay: the model, at the parameters that it points to.
+        mode: as in `predicted_gradient`.
+        inputs: forward arguments of the microbatch.
+        rng: state of the generators before its forward pass; empty where it drew no numbers.
+        vector: v, one tensor for each parameter.
+    """
+    extra = replay.manifest.model.forward_arguments
+    replay.restore_rng(rng)
+    for rows in _parts(inputs, mode, rng):
+        for sum_so_far, part in zip(total, OPERATORS[mode].product(replay, rows, vector, extra), strict=True):
+            sum_so_far.add_(part)
+
+
+def _parts(inputs: Inputs, mode: HessianMode, rng: bytes) -> Iterable[Inputs]:
+    """The rows of a microbatch in parts; a model that draws random numbers draws them for all rows at once."""
+    return [inputs] if rng else row_parts(inputs, OPERATORS[mode].PARTS)

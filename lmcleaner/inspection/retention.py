@@ -7,7 +7,7 @@ from typing import Literal
 
 from lmcleaner.choices import HessianMode
 from lmcleaner.formats.pruning import PruningPlan
-from lmcleaner.formats.ranges import ranges_of, readable_steps, steps_in
+from lmcleaner.formats.ranges import Ranges, ranges_of, readable_steps, steps_in
 from lmcleaner.formats.reader import TrainingLog
 
 Outcome = Literal["possible", "slower", "impossible"]
@@ -39,12 +39,14 @@ class Outlook:
         replayed: [first, stop) of each range of steps before which θ can't be read any more; all but secant replay it.
         later_end_steps: steps by which a window with a K below all ends later than before, at most; its end moves on to
             where θ can be read.
+        recomputed: [first, stop) of each range of steps whose gradients go; fisher computes them again.
         modes: what becomes of requests in each mode.
     """
 
     lead_ins: tuple[LeadIn, ...]
     replayed: tuple[tuple[int, int], ...]
     later_end_steps: int
+    recomputed: Ranges
     modes: dict[HessianMode, Outcome]
 
 
@@ -63,15 +65,17 @@ def outlook(log: TrainingLog, plan: PruningPlan) -> Outlook:
     lead_ins = tuple(_lead_ins(log, plan))
     replayed = ranges_of(sorted(before - after))
     later = _later_end_steps(before, after, log.num_steps)
+    recomputed = log.commit.gradients if not plan.gradients else ()
 
     def outcome(mode: HessianMode) -> Outcome:
         if log.num_steps not in after:
             return "impossible"
         is_replayed = bool(replayed) and mode is not HessianMode.SECANT
-        return "slower" if lead_ins or later or is_replayed else "possible"
+        is_recomputed = bool(recomputed) and mode is HessianMode.FISHER
+        return "slower" if lead_ins or later or is_replayed or is_recomputed else "possible"
 
     modes = {mode: outcome(mode) for mode in HessianMode}
-    return Outlook(lead_ins=lead_ins, replayed=replayed, later_end_steps=later, modes=modes)
+    return Outlook(lead_ins=lead_ins, replayed=replayed, later_end_steps=later, recomputed=recomputed, modes=modes)
 
 
 def _lead_ins(log: TrainingLog, plan: PruningPlan) -> Iterable[LeadIn]:

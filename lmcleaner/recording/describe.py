@@ -13,6 +13,7 @@ from lmcleaner.formats.bits import Bits
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.manifest import CodecName, Manifest, ModelEntry, ParameterEntry
 from lmcleaner.formats.steps import Checkpoint
+from lmcleaner.formats.wording import counted
 from lmcleaner.training.fingerprint import model_fingerprint
 from lmcleaner.training.numerics import current_numerics, environment, rng_state
 from lmcleaner.training.optimizers import describe_optimizer, optimizer_vectors
@@ -165,5 +166,7 @@ def _parameter_entries(
         entries.append(entry)
         offset += entry.num_elements
     if place:
-        raise UsageError(f"the optimizer holds {len(place)} parameters that are not trainable parameters of the model")
+        raise UsageError(
+            f"the optimizer holds what is no trainable parameter of the model: {counted(len(place), 'parameter')}"
+        )
     return tuple(entries)

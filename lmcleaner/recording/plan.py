@@ -9,6 +9,7 @@ import torch
 
 from lmcleaner.data.encoding import Encoding
 from lmcleaner.data.rows import RowSource
+from lmcleaner.formats.wording import counted
 from lmcleaner.recording.describe import RunDescription
 from lmcleaner.recording.optimizer import optimizer_class
 from lmcleaner.recording.options import RecordOptions
@@ -46,8 +47,8 @@ def plan_line(model: Any, num_rows: int, num_steps: int, estimate: StorageEstima
     """The plan in a line for people."""
     parts = f"steps {estimate.steps / 1e6:,.1f}, checkpoints {estimate.checkpoints / 1e6:,.1f}"
     return (
-        f"{model.num_parameters():,} parameters, {num_rows:,} rows, {num_steps:,} steps; the log will take about "
-        f"{estimate.total / 1e6:,.1f} MB ({parts})"
+        f"{model.num_parameters():,} parameters, {counted(num_rows, 'row')}, {counted(num_steps, 'step')}; the log "
+        f"will take about {estimate.total / 1e6:,.1f} MB ({parts})"
     )
 
 

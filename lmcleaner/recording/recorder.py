@@ -15,6 +15,7 @@ from lmcleaner.formats.errors import ExistsError, MismatchError, UsageError
 from lmcleaner.formats.places import check_place
 from lmcleaner.formats.steps import MicrobatchRecord, StepRecord
 from lmcleaner.formats.store import Store, open_store
+from lmcleaner.formats.wording import counted
 from lmcleaner.formats.writer import LogWriter
 from lmcleaner.recording.background import BackgroundWriter
 from lmcleaner.recording.checks import check_hyperparameters, gradient_norm
@@ -148,7 +149,7 @@ class Recorder:
         if self._past is not None and self.num_steps < self._past.num_steps:
             raise MismatchError(
                 f"the loop ended too early: {self._store.location}: expected at least the log's "
-                f"{self._past.num_steps} steps, found {self.num_steps}",
+                f"{counted(self._past.num_steps, 'step')}, found {self.num_steps}",
                 hint="resume with the same number of steps; the log is as it was",
             )
         self._write_checkpoint()

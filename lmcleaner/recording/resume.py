@@ -13,6 +13,7 @@ from lmcleaner.formats.layout import COMMIT, METADATA
 from lmcleaner.formats.lock import holder
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.store import Store, open_store
+from lmcleaner.formats.wording import counted
 from lmcleaner.formats.writer import check_unchanged
 from lmcleaner.progress import Progress
 from lmcleaner.recording.describe import trainable_parameters
@@ -39,7 +40,7 @@ def open_unfinished(location: Store | Path | str) -> TrainingLog:
     log = _open(location)
     if log.commit.finished:
         raise ExistsError(
-            f"nothing to resume: {log.location}: the run finished after {log.num_steps} steps",
+            f"nothing to resume: {log.location}: the run finished after {counted(log.num_steps, 'step')}",
             hint="record a new run into another log, or give --overwrite instead of --resume",
         )
     check_unchanged(log)
@@ -147,7 +148,7 @@ def open_to_resume(location: Path | str, options: RecordOptions, progress: Progr
         progress.say(f"taking the log over from {writer}, which ended without closing it")
     restart = log.checkpoint_steps[-1]
     repeated = f"; repeating the steps from {restart} on, to compare them" if restart < log.num_steps else ""
-    progress.say(f"resuming after {log.num_steps:,} steps{repeated}")
+    progress.say(f"resuming after {counted(log.num_steps, 'step')}{repeated}")
     for difference in unrestorable(log.manifest):
         progress.say(f"the steps may not repeat bit for bit: {difference}")
     return log

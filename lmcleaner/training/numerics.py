@@ -124,6 +124,13 @@ def device_name(device_type: str) -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def memory_bytes(device: torch.device) -> int:
+    """Memory of the machine, or of the accelerator, whoever uses it now."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def environment() -> dict[str, str]:
     """Versions of the libraries, the interpreter and the system."""
     found = {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine()}

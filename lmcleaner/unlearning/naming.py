@@ -7,11 +7,12 @@ from typing import Any
 
 from lmcleaner.data.encoding import Encoding
 from lmcleaner.data.rows import RowSource, read_rows
+from lmcleaner.formats.digests import find_digests, is_digest
 from lmcleaner.formats.errors import InsufficientLogError, MismatchError, NotFoundError, UsageError
 from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.formats.wording import counted
 from lmcleaner.training.models import tokenizer_digest
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _STEPS = re.compile(r"steps:\d+(-\d+)?(,\d+(-\d+)?)*")
 
 
@@ -63,10 +64,16 @@ def named_samples(log: TrainingLog, forget: str, load_tokenizer: Callable[[], An
         InsufficientLogError: the log doesn't say how rows became samples.
         MismatchError: the tokenizer is another one than the run's.
     """
-    listed = _listed_digests(forget)
-    if listed is not None:
-        return {_known(log, bytes.fromhex(digest), f"sample {digest}") for digest in listed}
-    source = read_rows(str(_row_file(log, forget)))
+    file = _row_file(log, forget)
+    words = _words(forget if file is None else file.read_text(encoding="utf-8"))
+    if words and is_digest(words[0]):
+        return set(find_digests(log, words))
+    if file is None:
+        raise NotFoundError(
+            f"no such forget set: {forget}: neither a file, nor one beside the recorded data in {_beside(log)}",
+            hint="give a file of rows, sample digests (8 digits of each at least), or steps:10,20-25",
+        )
+    source = read_rows(str(file))
     samples = _encode(log, source, load_tokenizer())
     return {
         _known(log, sample.digest, f"{source.source}: row {number}: {_excerpt(row)}")
@@ -74,37 +81,25 @@ def named_samples(log: TrainingLog, forget: str, load_tokenizer: Callable[[], An
     }
 
 
-def _listed_digests(forget: str) -> list[str] | None:
-    """The digests of a list or of a file that holds nothing else; None where it's neither."""
-    words = _words(forget)
-    if not (words and _DIGEST.fullmatch(words[0])):  # a list may be longer than any file name
-        path = Path(forget)
-        words = _words(path.read_text(encoding="utf-8")) if path.is_file() else []
-    if not (words and _DIGEST.fullmatch(words[0])):
-        return None
-    for word in words:
-        if not _DIGEST.fullmatch(word):
-            raise UsageError(f"not a sample digest: expected 64 hexadecimal digits, found {word[:80]!r}")
-    return words
-
-
 def _words(text: str) -> list[str]:
     return [word for word in re.split(r"[\s,]+", text) if word]
 
 
-def _row_file(log: TrainingLog, forget: str) -> Path:
-    """The file itself, or the file of that stem beside the recorded data."""
-    if Path(forget).is_file():
-        return Path(forget)
-    recorded = Path(str(log.manifest.data.get("source", "")))
-    beside = [recorded.parent / f"{forget}{suffix}" for suffix in ("", ".jsonl", ".json")]
-    for candidate in beside:
-        if candidate.is_file():
-            return candidate
-    raise NotFoundError(
-        f"no such forget set: {forget}: neither a file, nor one beside the recorded data in {recorded.parent}",
-        hint="give a file of rows, sample digests, or steps:10,20-25",
-    )
+def _row_file(log: TrainingLog, forget: str) -> Path | None:
+    """The file itself, or the file of that stem beside the recorded data, if there is one."""
+    beside = [_beside(log) / f"{forget}{suffix}" for suffix in ("", ".jsonl", ".json")]
+    return next((path for path in (Path(forget), *beside) if _is_file(path)), None)
+
+
+def _beside(log: TrainingLog) -> Path:
+    return Path(str(log.manifest.data.get("source", ""))).parent
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a list of digests may be longer than any file name
+        return False
 
 
 def _encode(log: TrainingLog, source: RowSource, tokenizer: Any) -> list[Any]:
@@ -125,7 +120,8 @@ def _encode(log: TrainingLog, source: RowSource, tokenizer: Any) -> list[Any]:
 def _known(log: TrainingLog, digest: bytes, name: str) -> bytes:
     if digest not in log.sample_rows:
         raise NotFoundError(
-            f"the run never saw this: {name}: it is not among the {len(log.sample_rows)} samples of {log.location}",
+            f"the run never saw this: {name}: it is not among the "
+            f"{counted(len(log.sample_rows), 'sample')} of {log.location}",
             hint="`lmcleaner inspect --find TEXT` lists the samples that hold a text; rows must match to the letter",
         )
     return digest

@@ -64,7 +64,7 @@ class UnlearnOptions:
         propagation: through the optimizer, or the paper's form.
         denominator: what the counterfactual divides by.
         damping: λ, which enters as C + λI.
-        rank: eigenpairs of the curvature that the mode low_rank keeps.
+        rank: eigenpairs of the curvature that the mode low_rank keeps, 10 by default; None in the other modes.
         dry_run: plans and stops.
         oracle: replays the counterfactual and reports the error against it.
         redact: makes the log that of the run without what is forgotten, and deletes what it was; needs secant, K=None
@@ -84,7 +84,7 @@ class UnlearnOptions:
     propagation: Propagation = Propagation.OPTIMIZER
     denominator: Denominator = Denominator.LOGGED
     damping: float = DEFAULT_DAMPING
-    rank: int = DEFAULT_RANK
+    rank: int | None = None
     dry_run: bool = False
     oracle: bool = False
     redact: bool = False
@@ -113,8 +113,7 @@ class UnlearnOptions:
             raise UsageError(f"--settle-tolerance: expected above 0, found {self.settle_tolerance}")
         if not 0 <= self.damping < float("inf"):
             raise UsageError(f"--damping: expected at least 0, found {self.damping}")
-        if self.rank < 1:
-            raise UsageError(f"--rank: expected at least 1, found {self.rank}")
+        self._check_rank()
         if self.output is None and not self.dry_run:
             raise UsageError("--output is missing: expected a folder for the model and its audit document")
         if self.redact:
@@ -124,6 +123,18 @@ class UnlearnOptions:
                 "--propagation paper needs a Hessian: expected another --hessian-mode than secant",
                 hint="secant is exact with the default propagation",
             )
+
+    def _check_rank(self) -> None:
+        is_used = self.hessian_mode is HessianMode.LOW_RANK
+        if self.rank is None and is_used:
+            object.__setattr__(self, "rank", DEFAULT_RANK)
+        elif self.rank is not None and not is_used:
+            raise UsageError(
+                f"--rank belongs to --hessian-mode low_rank: found --hessian-mode {self.hessian_mode.value}",
+                hint="leave --rank out, or choose --hessian-mode low_rank",
+            )
+        elif self.rank is not None and self.rank < 1:
+            raise UsageError(f"--rank: expected at least 1, found {self.rank}")
 
     def _check_redaction(self) -> None:
         if not self.ledger:

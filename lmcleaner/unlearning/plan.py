@@ -1,7 +1,7 @@
 """What a request will cost, told before the model is touched."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +11,12 @@ from lmcleaner.curvature.linearized import OPERATORS
 from lmcleaner.formats.bits import BIT_DTYPES
 from lmcleaner.formats.layout import UPDATES
 from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.formats.wording import counted
 from lmcleaner.training.optimizers import state_vectors
 from lmcleaner.unlearning.options import DEFAULT_RANK
 from lmcleaner.unlearning.prediction import ESTIMATE_STEPS, PROBES
+from lmcleaner.unlearning.request import ForgetSet
+from lmcleaner.unlearning.settling import NUM_MARKS
 from lmcleaner.unlearning.windows import Window, replayed_steps
 
 # Time of one carried step as a multiple of a training step; measured on a Llama of 260,000 parameters, one thread.
@@ -22,7 +25,6 @@ _STEP_COST = {
     HessianMode.DIAG: 1.1, HessianMode.LOW_RANK: 1.1, HessianMode.FISHER: 1.1,
 }  # fmt: skip
 _PRODUCT_COST = 1.7  # of a product with the GGN that goes into an estimate
-NUM_MARKS = 10  # points of a window at which the prediction is held against the true gradient
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +87,53 @@ def make_plan(log: TrainingLog, windows: Sequence[Window], mode: HessianMode, ra
         seconds=seconds * step_costs,
         parameter_memory_bytes=_parameter_memory(log, mode, rank, is_replayed=replayed > 0),
     )
+
+
+def plan_lines(
+    log: TrainingLog,
+    forget_set: ForgetSet,
+    windows: Sequence[Window],
+    plan: Plan,
+    warnings: Sequence[str],
+    *,
+    redact: bool,
+) -> Iterator[str]:
+    """What a run is about to do, for people.
+
+    Args:
+        log: the training log.
+        forget_set: what the requests name.
+        windows: the steps to go through.
+        plan: what it costs.
+        warnings: why the result will be poor whatever is measured.
+        redact: whether the log is to be rewritten.
+
+    Yields:
+        Lines.
+    """
+    if forget_set.earlier:
+        samples = {digest for request in forget_set.earlier for digest in request.digests}
+        yield (
+            f"the log's ledger holds {counted(len(forget_set.earlier), 'earlier request')} about "
+            f"{counted(len(samples), 'sample')}: what follows is for all together, since their data would come back "
+            "otherwise"
+        )
+    spans = ", ".join(f"{w.first} to {w.end}" for w in windows[:4]) + (", ..." if len(windows) > 4 else "")
+    yield (
+        f"{counted(len(forget_set.digests), 'sample')}, {counted(forget_set.num_occurrences, 'occurrence')} in "
+        f"{counted(len(forget_set.steps), 'step')}; {counted(len(windows), 'window')} ({spans}); {plan.mode}: "
+        f"{counted(plan.gradients, 'gradient')}, {counted(plan.products, 'product')}, "
+        f"{plan.bytes_to_read / 1e6:.1f} MB to read, about {plan.seconds:.0f} s, "
+        f"{plan.parameter_memory_bytes / 1e6:.1f} MB of parameters and state"
+    )
+    if redact:
+        yield (
+            f"the log is rewritten with {counted(log.num_steps, 'more gradient')} and room for a second log meanwhile; "
+            f"the samples' content and the trajectory from step {forget_set.steps[0]} on are deleted for good"
+        )
+    yield from (f"the verdict will be poor: {warning}" for warning in warnings)
+    if not log.commit.finished:
+        yield f"the run was interrupted: the trained model is the one after its last step, {log.num_steps - 1}"
 
 
 def _estimate_products(log: TrainingLog, window: Window, mode: HessianMode, rank: int) -> int:

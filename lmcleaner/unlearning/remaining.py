@@ -7,6 +7,7 @@ from lmcleaner.audit.history import redacted_samples, redactions, tombstones
 from lmcleaner.choices import Level
 from lmcleaner.formats.errors import NotFoundError
 from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.formats.wording import counted
 from lmcleaner.progress import Progress
 from lmcleaner.unlearning.request import ForgetSet, Request, find_request, request_of_samples, union_of
 
@@ -49,12 +50,13 @@ def _without(log: TrainingLog, named: Request, gone: Set[bytes], progress: Progr
         return named
     left = named.digests - gone
     when = ", ".join(sorted({redacted_samples(log)[digest].time for digest in redacted}))
+    number = counted(len(named.digests), "sample")
     if not left:
         raise NotFoundError(
-            f"already redacted on {when}: {log.location}: all {len(named.digests)} samples of the request",
+            f"already redacted on {when}: {log.location}: {number}, all of the request",
             hint="the log is that of the run without them; `lmcleaner inspect --redacted` lists them",
         )
-    progress.say(f"{len(redacted)} of {len(named.digests)} samples were already redacted on {when}")
+    progress.say(f"already redacted on {when}: {len(redacted)} of {number}")
     return request_of_samples(log, left, named.level)
 
 

@@ -13,6 +13,7 @@ from lmcleaner.formats.canonical import json_digest
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.steps import StepRecord
+from lmcleaner.formats.wording import counted
 from lmcleaner.unlearning.naming import named_samples, named_steps
 
 MIXED = "mixed"  # the level of requests of both levels
@@ -161,7 +162,7 @@ def find_request(log: TrainingLog, forget: str, level: Level | None, load_tokeni
     Args:
         log: the training log.
         forget: name of a file beside the recorded data, a file of rows, a file or comma-separated list of sample
-            digests, or `steps:10,20-25`.
+            digests or their beginnings, or `steps:10,20-25`. A file wins over a digest that begins with its name.
         level: what happens to the steps; None means batch level for `steps:` and sample level otherwise.
         load_tokenizer: gives the run's tokenizer; called only for rows.
 
@@ -215,10 +216,10 @@ def union_of(log: TrainingLog, requests: Sequence[Request], gone: Set[bytes] = f
     is_left = ~(_is_one_of(log, union.masked | gone) | np.isin(log.occurrence_steps, list(union.skipped)))
     if not is_left.any():
         whole = "everything that redactions have left of the run" if gone else "everything that the run was trained on"
-        together = f", together with {len(union.earlier)} earlier ones" if union.earlier else ""
+        together = f", together with {counted(len(union.earlier), 'earlier one')}" if union.earlier else ""
         raise UsageError(
-            f"the request names {whole}{together}: {log.location}: {len(union.digests)} samples in {len(union.steps)} "
-            f"of {log.num_steps} steps",
+            f"the request names {whole}{together}: {log.location}: {counted(len(union.digests), 'sample')} in "
+            f"{len(union.steps)} of {counted(log.num_steps, 'step')}",
             hint="to forget the whole run, use the base model; at batch level a step counts if it holds any named row",
         )
     return union

@@ -1,9 +1,9 @@
 """`unlearn`: from a log and a request to an unlearned model with its audit document."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from lmcleaner.audit.document import Outcome, make_document
 from lmcleaner.audit.oracle import compare_with_oracle, replay_counterfactual
 from lmcleaner.audit.requests import request_documents
-from lmcleaner.choices import Propagation
+from lmcleaner.choices import HessianMode
+from lmcleaner.curvature.estimates import check_rank
 from lmcleaner.formats.audit_document import AUDIT_FILE, Document, encode_audit, write_audit
 from lmcleaner.formats.canonical import sha256_hex
 from lmcleaner.formats.errors import InsufficientLogError
@@ -28,14 +29,14 @@ from lmcleaner.unlearning.combine import Correction
 from lmcleaner.unlearning.counterfactual import Counterfactual
 from lmcleaner.unlearning.earlier import earlier_requests
 from lmcleaner.unlearning.entering import Desk, not_entered, open_desk
-from lmcleaner.unlearning.options import UnlearnOptions
-from lmcleaner.unlearning.plan import Plan, make_plan
+from lmcleaner.unlearning.options import DEFAULT_RANK, UnlearnOptions
+from lmcleaner.unlearning.plan import Plan, make_plan, plan_lines
 from lmcleaner.unlearning.redaction import open_to_redact, redaction
 from lmcleaner.unlearning.remaining import find_remaining
-from lmcleaner.unlearning.request import ForgetSet, Request
+from lmcleaner.unlearning.request import ForgetSet
 from lmcleaner.unlearning.setting import Setting
 from lmcleaner.unlearning.sweep import sweep
-from lmcleaner.unlearning.verdict import reasons_against, unmeasured, unmet_assumptions
+from lmcleaner.unlearning.verdict import foreseen_reasons, reasons_against
 from lmcleaner.unlearning.windows import Window, windows_in
 
 
@@ -47,12 +48,16 @@ class UnlearnResult:
         forget_set: what the requests name, and those before them that the log's ledger holds.
         windows: the steps to go through.
         plan: what it costs.
+        warnings: why the result will be poor whatever is measured; none where it may be good.
+        lines: requests, windows, plan and warnings for people.
         document: the audit document; None for a dry run.
     """
 
     forget_set: ForgetSet
     windows: tuple[Window, ...]
     plan: Plan
+    warnings: tuple[str, ...]
+    lines: tuple[str, ...]
     document: Document | None
 
     @property
@@ -67,7 +72,7 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
     Args:
         log_path: the training log; nothing of it changes but its request ledger, unless `options.redact`.
         options: what to remove and how.
-        progress: whom to tell how far it is.
+        progress: whom to tell how far it is, and the plan before anything is computed; a dry run returns it.
 
     Returns:
         What was found and made. With a poor verdict the output is written all the same, and says so.
@@ -76,7 +81,8 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
         ExistsError: the output exists, or somebody writes the log. If that shows only in the end, the output is there,
             but not in the log's ledger.
         NotFoundError: the log, the base model, or something that the request names isn't there, or is redacted already.
-        UsageError: the requests name everything, or a log that can't be written is to be redacted.
+        UsageError: the requests name everything, the rank is out of its range, or a log is to be redacted that can't be
+            written.
         InsufficientLogError: the run was interrupted, and the log is to be redacted or lacks its last parameters.
         MismatchError: the base model is not the log's, the log can't be redacted on this machine, or it was changed
             while the requests ran: then the output is there, but not in the log's ledger.
@@ -87,19 +93,30 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
     opened = open_to_redact(log_path, options, progress) if options.redact else nullcontext(TrainingLog(log_path))
     with opened as log:
         ledger = read_ledger(log) if options.ledger else None
-        forget_set, windows = resolve_request(log, options, progress, ledger)
-        plan = make_plan(log, windows, options.hessian_mode, options.rank)
-        for line in _plan_lines(log, forget_set, windows, plan, options):
-            progress.say(line)
+        planned = _planned(log, ledger, options, progress)
         if options.output is not None:
             check_free(options.output)
-        document = None
-        if not options.dry_run:
-            desk = open_desk(log_path, log, ledger, forget_set, has_lock=options.redact)
-            if desk.closed is not None:
-                progress.say(f"NOT ENTERED: the next request won't know of this one: {desk.closed}")
-            document = _unlearned(desk, forget_set, plan, options, progress)
-    return UnlearnResult(forget_set=forget_set, windows=windows, plan=plan, document=document)
+        if options.dry_run:
+            return planned
+        for line in planned.lines:
+            progress.say(line)
+        desk = open_desk(log_path, log, ledger, planned.forget_set, has_lock=options.redact)
+        if desk.closed is not None:
+            progress.say(f"NOT ENTERED: the next request won't know of this one: {desk.closed}")
+        return replace(planned, document=_unlearned(desk, planned.forget_set, planned.plan, options, progress))
+
+
+def _planned(log: TrainingLog, ledger: Ledger | None, options: UnlearnOptions, progress: Progress) -> UnlearnResult:
+    """What a dry run finds."""
+    forget_set, windows = resolve_request(log, options, progress, ledger)
+    rank = options.rank or DEFAULT_RANK
+    if options.hessian_mode is HessianMode.LOW_RANK:
+        check_rank(rank, log.manifest.num_elements, replay_device(log.manifest))
+    plan, warnings = make_plan(log, windows, options.hessian_mode, rank), tuple(foreseen_reasons(log, options))
+    lines = tuple(plan_lines(log, forget_set, windows, plan, warnings, redact=options.redact))
+    return UnlearnResult(
+        forget_set=forget_set, windows=windows, plan=plan, warnings=warnings, lines=lines, document=None
+    )
 
 
 def resolve_request(
@@ -110,7 +127,7 @@ def resolve_request(
     Args:
         log: the training log.
         options: what to remove and how.
-        progress: is told of samples that are redacted already, and of earlier requests.
+        progress: is told of samples that are redacted already.
         ledger: of the log; None to leave it out of account.
 
     Returns:
@@ -135,8 +152,6 @@ def resolve_request(
         progress.say("a run that was killed may have served a request without entering it: it counts as served")
     tokenizer = cache(lambda: load_tokenizer(source))
     forget_set = find_remaining(log, options.requests, options.level, earlier, tokenizer, progress)
-    if earlier:
-        progress.say(_earlier_line(earlier))
     return forget_set, windows_in(log, forget_set.steps, options.K)
 
 
@@ -184,11 +199,7 @@ def _run(
     if options.oracle:
         counterfactual = replay_counterfactual(log, replay, forget_set, options.denominator, progress)
         oracle = compare_with_oracle(log, replay, forget_set, final, unlearned, counterfactual)
-    reasons = reasons_against(reports, change, oracle, log.num_steps, options.thresholds)
-    if options.propagation is Propagation.PAPER:
-        reasons += unmet_assumptions(log)
-    if oracle is None:
-        reasons += unmeasured(options.hessian_mode)
+    reasons = reasons_against(reports, change, oracle, log.num_steps, options) + foreseen_reasons(log, options)
     outcome = Outcome(
         reports=tuple(reports),
         change=change,
@@ -225,32 +236,3 @@ def _write(
     if failure is not None:
         raise not_entered(failure, options.output, desk.log.location)
     return document
-
-
-def _earlier_line(earlier: Sequence[Request]) -> str:
-    samples = {digest for request in earlier for digest in request.digests}
-    requests = "request" if len(earlier) == 1 else "requests"
-    return (
-        f"the log's ledger holds {len(earlier)} earlier {requests} about {len(samples)} samples: what follows is for "
-        "all together, since their data would come back otherwise"
-    )
-
-
-def _plan_lines(
-    log: TrainingLog, forget_set: ForgetSet, windows: Sequence[Window], plan: Plan, options: UnlearnOptions
-) -> Iterator[str]:
-    spans = ", ".join(f"{w.first} to {w.end}" for w in windows[:4]) + (", ..." if len(windows) > 4 else "")
-    yield (
-        f"{len(forget_set.digests)} samples, {forget_set.num_occurrences} occurrences in {len(forget_set.steps)} "
-        f"steps; "
-        f"{len(windows)} window{'s' if len(windows) != 1 else ''} ({spans}); {plan.mode}: {plan.gradients} gradients, "
-        f"{plan.products} products, {plan.bytes_to_read / 1e6:.1f} MB to read, about {plan.seconds:.0f} s, "
-        f"{plan.parameter_memory_bytes / 1e6:.1f} MB of parameters and state"
-    )
-    if options.redact:
-        yield (
-            f"the log is rewritten, with {log.num_steps} gradients more and room for a second log meanwhile; the "
-            f"samples' content and the trajectory from step {forget_set.steps[0]} on are then deleted for good"
-        )
-    if not log.commit.finished:
-        yield f"the run was interrupted: the trained model is the one after its last step, {log.num_steps - 1}"

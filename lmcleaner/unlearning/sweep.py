@@ -14,7 +14,7 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.progress import Progress
 from lmcleaner.training.vectors import bits_of, global_norm
 from lmcleaner.unlearning.combine import Correction
-from lmcleaner.unlearning.options import UnlearnOptions
+from lmcleaner.unlearning.options import DEFAULT_RANK, UnlearnOptions
 from lmcleaner.unlearning.prediction import make_prediction
 from lmcleaner.unlearning.propagation import Carrier, OptimizerCarrier, make_carrier
 from lmcleaner.unlearning.setting import Setting
@@ -119,7 +119,7 @@ def sweep_window(
         DamagedError: a part of the log that is needed can't be trusted.
     """
     trajectory = open_trajectory(log, setting.replay, window.start, options.hessian_mode)
-    prediction = make_prediction(log, setting, options.rank)
+    prediction = make_prediction(log, setting, options.rank or DEFAULT_RANK)
     carrier = make_carrier(options.propagation, setting, prediction, log.checkpoint(window.start))
     before = setting.spent.gradients, setting.spent.products, setting.spent.handled
     replay_exact = _lead_in(log, window, carrier, progress)

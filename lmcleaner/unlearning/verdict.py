@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lmcleaner.choices import HessianMode
+from lmcleaner.choices import HessianMode, Propagation
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.unlearning.combine import Change
-from lmcleaner.unlearning.options import Thresholds
+from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.sweep import WindowReport
 
 # A gradient whose norm is this close to the threshold was scaled down to it.
@@ -18,7 +18,7 @@ def reasons_against(
     change: Change,
     oracle: dict[str, Any] | None,
     num_steps: int,
-    thresholds: Thresholds,
+    options: UnlearnOptions,
 ) -> list[str]:
     """Why a result is poor; empty where it is good.
 
@@ -27,24 +27,40 @@ def reasons_against(
         change: what rounding left of the wanted change.
         oracle: the comparison with the oracle, if it was made.
         num_steps: τ.
-        thresholds: where a result stops being good.
+        options: how the result was made, and where it stops being good.
 
     Returns:
-        A sentence with the figure and a hint for each reason.
+        A sentence with the figure, what was expected and a hint for each reason.
     """
-    reasons = [reason for report in reports for reason in _window_reasons(report, num_steps, thresholds)]
+    thresholds = options.thresholds
+    reasons = [reason for report in reports for reason in _window_reasons(report, num_steps, options)]
     survived = min(change.norm_ratio, change.cosine)
     if survived < thresholds.surviving:
         reasons.append(
             f"rounding to the storage dtype leaves a norm ratio of {change.norm_ratio:.3f} and a cosine of "
-            f"{change.cosine:.3f} of the wanted change (at least {thresholds.surviving:g}): keep the weights in float32"
+            f"{change.cosine:.3f} of the wanted change, expected at least {thresholds.surviving:g}: keep the weights "
+            "in float32"
         )
     if oracle is not None and oracle["relative_error"] >= thresholds.relative_error:
         reasons.append(
-            f"the relative error against the oracle is {oracle['relative_error']:.3f} (below "
-            f"{thresholds.relative_error:g}): use --hessian-mode secant, or a longer K"
+            f"the relative error against the oracle is {oracle['relative_error']:.3f}, expected below "
+            f"{thresholds.relative_error:g}: {_advice(options, is_cut=any(r.window.end < num_steps for r in reports))}"
         )
     return reasons
+
+
+def foreseen_reasons(log: TrainingLog, options: UnlearnOptions) -> list[str]:
+    """Why a result will be poor whatever is measured; known before anything is computed.
+
+    Args:
+        log: the training log.
+        options: what shall be done.
+
+    Returns:
+        A sentence with a hint for each reason.
+    """
+    reasons = unmet_assumptions(log) if options.propagation is Propagation.PAPER else []
+    return reasons if options.oracle else reasons + unmeasured(options.hessian_mode)
 
 
 def unmet_assumptions(log: TrainingLog) -> list[str]:
@@ -71,15 +87,26 @@ def unmeasured(mode: HessianMode) -> list[str]:
     return [f"--hessian-mode {mode} can end further from the retrained model than it began: measure it with --oracle"]
 
 
-def _window_reasons(report: WindowReport, num_steps: int, thresholds: Thresholds) -> list[str]:
-    window = report.window
+def _advice(options: UnlearnOptions, *, is_cut: bool) -> str:
+    """What would come nearer to the retrained model, of what wasn't done already."""
+    if options.propagation is Propagation.PAPER:
+        return "use --propagation optimizer"
+    better = [] if options.hessian_mode is HessianMode.SECANT else ["--hessian-mode secant"]
+    better += ["a longer K"] if is_cut else []
+    if better:
+        return f"use {', or '.join(better)}"
+    return "`lmcleaner inspect --verify --replay all` tells whether this machine replays the run exactly"
+
+
+def _window_reasons(report: WindowReport, num_steps: int, options: UnlearnOptions) -> list[str]:
+    window, thresholds = report.window, options.thresholds
     where = f"window {window.first} to {window.end}"
     reasons = []
     error = report.median_linearization_error
     if error is not None and error > thresholds.linearization_error:
         reasons.append(
-            f"{where}: the predicted gradients are off by {error:.3f} in the median (at most "
-            f"{thresholds.linearization_error:g}): use --hessian-mode secant"
+            f"{where}: the predicted gradients are off by {error:.3f} in the median, expected at most "
+            f"{thresholds.linearization_error:g}: {_advice(options, is_cut=False)}"
         )
     if window.end == num_steps:
         return reasons  # nothing was cut off, so nothing had to settle
@@ -87,7 +114,7 @@ def _window_reasons(report: WindowReport, num_steps: int, thresholds: Thresholds
         reasons.append(f"{where}: too short to say whether the deviation settled: use a longer K")
     elif report.settled > thresholds.settled:
         reasons.append(
-            f"{where}: the deviation still moved by {report.settled:.3f} over the last tenth (at most "
-            f"{thresholds.settled:g}): use a longer K, or --K all"
+            f"{where}: the deviation still moved by {report.settled:.3f} over the last tenth, expected at "
+            f"most {thresholds.settled:g}: use a longer K, or --K all"
         )
     return reasons

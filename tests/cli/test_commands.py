@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner, Result
 
+from lmcleaner.choices import HessianMode
 from lmcleaner.cli.main import app
 from lmcleaner.formats.arrays import group_metadata
 from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.recording.describe import RunDescription
+from lmcleaner.recording.recorder import Recorder
+from lmcleaner.training.models import load_model
 from tiny_runs import TinyRun, rows, write_base_model, write_rows
 
 
@@ -64,7 +69,7 @@ def test_the_whole_way_as_a_user_would_type_it(base_model: Path, tmp_path: Path)
     assert "verdict" in made.stdout
     assert {"config.json", "model.safetensors", "tokenizer.json", "audit.json"} <= {f.name for f in output.iterdir()}
     checked = _run("audit", output, "--oracle")
-    assert checked.exit_code == 0, checked.output
+    assert checked.exit_code == made.exit_code, checked.output
     assert "audit passed" in checked.stdout
 
 
@@ -103,6 +108,104 @@ def test_a_poor_result_is_written_says_so_and_exits_with_1(adamw_run: TinyRun, t
     assert json.loads((tmp_path / "out" / "audit.json").read_text())["result"]["verdict"] == "poor"
 
 
+def test_an_audit_of_a_poor_result_passes_says_so_and_exits_with_1(adamw_run: TinyRun, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    options = ("--output", output, "--K", 2, "--hessian-mode", "secant")
+    assert _run("unlearn", adamw_run.log, "--forget", "steps:1", *options).exit_code == 1
+    shown = _run("audit", output, "--log", adamw_run.log)
+    assert shown.exit_code == 1
+    assert "FAILED" not in shown.stdout
+    assert "verdict of the unlearning, as recorded: poor\n  window 1 to 4: " in shown.stdout
+    assert shown.stdout.endswith("audit passed\nthe document is true, and says that the result is not good\n")
+    told = _run("audit", output, "--log", adamw_run.log, "--json")
+    assert told.exit_code == 1
+    assert (_json(told)["passed"], _json(told)["verdict"], len(_json(told)["reasons"])) == (True, "poor", 1)
+
+
+DRY = ("--forget", "forget", "--dry-run", "--K", "all")
+
+
+@pytest.mark.parametrize("quiet", [(), ("--quiet",)])
+def test_a_dry_runs_plan_is_its_output(quiet: tuple[str, ...], adamw_run: TinyRun) -> None:
+    shown = _run("unlearn", adamw_run.log, *DRY, "--hessian-mode", "secant", *quiet)
+    assert shown.exit_code == 0
+    plan, *rest = shown.stdout.splitlines()
+    assert plan.startswith("2 samples, 4 occurrences in 4 steps; 1 window (")
+    assert rest == ["dry run: nothing was changed"]
+    assert shown.stderr == ""
+
+
+def test_a_plan_tells_beforehand_that_the_verdict_will_be_poor(adamw_run: TinyRun) -> None:
+    paper = ("--propagation", "paper", "--hessian-mode", "GGN")
+    for options, expected in (
+        (("--hessian-mode", "secant"), []),
+        (("--hessian-mode", "fisher"), ["measure it with --oracle"]),
+        (("--hessian-mode", "fisher", "--oracle"), []),
+        (paper, ["the run used AdamW: use --propagation optimizer", "the run clipped gradients at 1"]),
+    ):
+        document = _json(_run("unlearn", adamw_run.log, *DRY, *options, "--json"))
+        assert len(document["warnings"]) == len(expected)
+        shown = _run("unlearn", adamw_run.log, *DRY, *options).stdout
+        assert shown.count("the verdict will be poor: ") == len(expected)
+        assert all(part in shown for part in expected)
+
+
+def test_the_request_for_one_sample_speaks_of_one(adamw_run: TinyRun) -> None:
+    digest = adamw_run.open().step(9).samples[0].digest.hex()[:8]
+    shown = _run("unlearn", adamw_run.log, "--forget", digest, "--dry-run", "--hessian-mode", "secant").stdout
+    assert shown.startswith("1 sample, 2 occurrences in 2 steps; 1 window")
+    found = _run("inspect", adamw_run.log, "--find", "nobody").stdout
+    assert found == "found 'nobody' in 0 of 20 samples\n"
+
+
+def test_plans_are_made_for_a_rank(adamw_run: TinyRun) -> None:
+    def low_rank(*options: str) -> Any:
+        document = _json(_run("inspect", adamw_run.log, "--forget", "forget", "--plan", "--json", *options))
+        return next(plan for plan in document["plans"] if plan["mode"] == "low_rank")
+
+    few, many = low_rank("--rank", "2"), low_rank("--rank", "20")
+    assert few["products"] < low_rank()["products"] == low_rank("--rank", "10")["products"] < many["products"]
+    assert few["parameter_memory_bytes"] < many["parameter_memory_bytes"]
+
+
+@pytest.mark.parametrize("mode", [("--hessian-mode", "low_rank"), ()])
+def test_a_rank_that_makes_no_sense_is_refused(mode: tuple[str, ...], adamw_run: TinyRun) -> None:
+    command = ("unlearn", adamw_run.log, *DRY, *mode) if mode else ("inspect", adamw_run.log, *DRY[:2], "--plan")
+    size = adamw_run.open().manifest.num_elements
+    for rank in (0, size + 1):
+        refused = _run(*command, "--rank", rank)
+        assert refused.exit_code == 2
+        assert "--rank: expected" in refused.stderr
+
+
+def test_a_rank_of_another_mode_is_refused(adamw_run: TinyRun) -> None:
+    refused = _run("unlearn", adamw_run.log, *DRY, "--hessian-mode", "secant", "--rank", 10)
+    assert refused.exit_code == 2
+    assert "--rank belongs to --hessian-mode low_rank: found --hessian-mode secant" in refused.stderr
+
+
+def test_help_names_the_modes_as_they_are_typed_and_explains_each() -> None:
+    shown = " ".join(_run("unlearn", "--help").stdout.split())
+    assert "|".join(HessianMode) in shown.replace(" ", "")
+    explained = shown[shown.index("How the gradient without the rows is found") :]
+    assert all(re.search(rf"\b{mode}\b", explained) for mode in HessianMode)
+
+
+def test_learning_rates_are_told_apart_where_parameter_groups_differ(adamw_run: TinyRun, tmp_path: Path) -> None:
+    """`record` makes two groups, with and without weight decay, that share their rate."""
+    assert re.search(r", lr 0\.\d+, ", _run("inspect", adamw_run.log, "--step", 3).stdout)
+    model = load_model(str(adamw_run.base), torch.float32).train()
+    first, *others = model.parameters()
+    optimizer = torch.optim.SGD([{"params": [first], "lr": 0.5}, {"params": others, "lr": 0.25}])
+    tokens = torch.arange(3, 15).reshape(2, 6)
+    with Recorder(tmp_path / "log", model, optimizer, RunDescription(model_source=str(adamw_run.base))):
+        model(input_ids=tokens, labels=tokens.clone()).loss.backward()
+        optimizer.step()
+    shown = _run("inspect", tmp_path / "log", "--step", 0).stdout
+    rest = f"0.25 in group 1 ({len(others)} tensors)"
+    assert f"lr of the optimizer's parameter groups 0.5 in group 0 (1 tensor), {rest}, " in shown
+
+
 def test_a_config_file_gives_defaults_and_a_flag_wins(adamw_run: TinyRun, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"forget": "forget", "K": "all", "hessian-mode": "secant", "dry_run": True}))
@@ -121,7 +224,13 @@ def test_a_config_file_that_makes_no_sense_is_refused(content: str, message: str
 
 
 def test_inspect_options_that_dont_go_together_are_refused(adamw_run: TinyRun) -> None:
-    for options in (["--verify", "--step", "1"], ["--plan"], ["--forget", "forget"], ["--replay", "all"]):
+    for options in (
+        ["--verify", "--step", "1"],
+        ["--plan"],
+        ["--forget", "forget"],
+        ["--replay", "all"],
+        ["--rank", "3"],
+    ):
         assert _run("inspect", adamw_run.log, *options).exit_code == 2
 
 

@@ -106,6 +106,24 @@ def test_the_plan_tells_what_becomes_of_each_mode(options: tuple[object, ...], o
     assert not planned["applied"]
 
 
+def test_the_plan_explains_ranges_only_where_they_differ(long_run: TinyRun, pruned: Path) -> None:
+    shown = _run("prune", long_run.log, "--drop-updates", "16-31").stdout
+    assert "updates that go: 16-31\n" in shown
+    again = _run("prune", pruned, "--drop-updates", "16-31").stdout
+    assert "updates that go: none; the log holds none of steps 16-31\n" in again
+    assert "there is nothing to remove" in again
+    assert "--apply" not in again
+
+
+def test_dropped_gradients_are_computed_again_by_fisher(base_model: Path, tmp_path: Path) -> None:
+    log = record_tiny(base_model, tmp_path, gradients="lossless").log
+    shown = _run("prune", log, "--drop-gradients").stdout
+    assert "fisher computes the gradients of steps 0-9 again: one gradient a step" in shown
+    slower = _json("prune", log, "--drop-gradients")["requests"]["modes"]
+    assert slower == {mode.value: "possible" for mode in HessianMode} | {"fisher": "slower"}
+    assert _json("prune", log)["requests"]["recomputed"] == []
+
+
 def test_a_pruned_log_says_what_it_kept(pruned: Path) -> None:
     shown = _run("inspect", pruned).stdout
     assert "updates of steps 0-15, 32-39" in shown

@@ -1,4 +1,4 @@
-"""Softmax and cross-entropy inside `twice_differentiable` against torch's own, with both derivatives."""
+"""What stands in for torch's kernels inside `twice_differentiable` computes the same, and has both derivatives."""
 
 from collections.abc import Callable
 
@@ -68,3 +68,47 @@ def test_the_gradient_of_the_slope_is_the_hessian_times_the_direction(function: 
 def test_a_label_that_is_counted_nowhere_gives_no_loss() -> None:
     with twice_differentiable(nn.Linear(1, 1)):
         assert functional.cross_entropy(logits(), torch.full((5,), -100), reduction="sum").item() == 0
+
+
+def norm_of(size: int, *, affine: bool) -> nn.LayerNorm:
+    norm = nn.LayerNorm(size, eps=0.1, elementwise_affine=affine, dtype=torch.float64)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    return norm
+
+
+def values_of(seed: int) -> Tensor:
+    return torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_composed_layer_norm_is_the_fused_one(affine: bool) -> None:
+    norm, values = norm_of(6, affine=affine), values_of(0)
+    with twice_differentiable(nn.Linear(1, 1)):
+        composed = norm(values)
+    assert torch.allclose(composed, norm(values), rtol=1e-12)
+
+
+def test_a_composed_layer_norm_takes_the_statistics_of_halves_in_float32() -> None:
+    norm, values = norm_of(6, affine=True).bfloat16(), values_of(0).bfloat16()
+    with twice_differentiable(nn.Linear(1, 1)):
+        composed = norm(values)
+    assert composed.dtype == torch.bfloat16
+    assert torch.allclose(composed, norm(values), atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_the_derivative_of_its_forward_derivative_is_right(affine: bool) -> None:
+    """Against two backward passes, which torch's fused kernel has right."""
+    norm, values, direction = norm_of(6, affine=affine), values_of(0).requires_grad_(), values_of(1)
+
+    def loss(values: Tensor) -> Tensor:
+        result: Tensor = norm(values).sin().sum()
+        return result
+
+    (gradient,) = torch.autograd.grad(loss(values), values, create_graph=True)
+    (expected,) = torch.autograd.grad((gradient * direction).sum(), values)
+    with twice_differentiable(nn.Linear(1, 1)):
+        _, slope = torch.func.jvp(loss, (values,), (direction,))  # type: ignore[misc]
+        (found,) = torch.autograd.grad(slope, values)
+    assert torch.allclose(found, expected, rtol=1e-10)

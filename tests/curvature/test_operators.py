@@ -452,6 +452,30 @@ def test_passes_over_parts_of_the_rows_add_up_to_one_over_all(num_rows: int, mod
     assert_close(found[1], found[0])
 
 
+@every_mode
+def test_a_product_computes_no_more_rows_at_once_than_a_prediction(
+    mode: HessianMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Activations are what parts save, so both ways to a product must cut a microbatch into the same ones."""
+    replay, vocab = build_replay(ONE_LAYER, "sdpa"), ONE_LAYER.vocab
+    step = step_of(microbatch([make_sample(5, 1, vocab, seed=row) for row in range(9)], [0] * 9, 6))
+    rows_at_once: list[int] = []
+    forward = replay.module.forward
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        rows_at_once.append(len(options["input_ids"]))
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(replay.module, "forward", counting)
+    vector = random_vector(replay, 6)
+    predicted_gradient(replay, mode, step, parameters_of(replay), vector, 0.0)
+    predicted = rows_at_once.copy()
+    rows_at_once.clear()
+    multiply(replay, mode, step, vector)
+    assert rows_at_once == predicted
+    assert max(predicted) < 9
+
+
 def test_the_exact_predictions_error_falls_with_the_square_of_the_deviation() -> None:
     replay, step = build_replay(ONE_LAYER, "sdpa"), whole_step(ONE_LAYER.vocab)
     here, direction = parameters_of(replay), random_vector(replay, 2)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lmcleaner.choices import Level
+from lmcleaner.choices import HessianMode, Level
 from lmcleaner.formats.errors import LmcleanerError, MismatchError, NotFoundError, UsageError
 from lmcleaner.training.models import load_tokenizer
 from lmcleaner.unlearning.options import UnlearnOptions
@@ -25,8 +25,25 @@ def test_every_way_to_name_the_same_samples_finds_the_same(adamw_run: TinyRun, t
     listed.write_text("\n".join(digests))
     as_json = tmp_path / "rows.json"
     as_json.write_text(json.dumps(rows(20)[-2:]))
-    ways: list[str | Path] = [adamw_run.data.parent / "forget.jsonl", as_json, listed, ",".join(digests)]
+    beginnings = tmp_path / "beginnings.txt"
+    beginnings.write_text("\n".join(digest[:8] for digest in digests))
+    lists: list[str | Path] = [listed, ",".join(digests), beginnings, " ".join(digest[:10] for digest in digests)]
+    ways: list[str | Path] = [adamw_run.data.parent / "forget.jsonl", as_json, *lists]
     assert {_find(adamw_run, way).sha256 for way in ways} == {by_name.sha256}
+
+
+def test_a_file_wins_over_a_digest_that_begins_with_its_name(
+    adamw_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one that is named for a day."""
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "20250102", rows(20)[:1])
+    assert len(_find(adamw_run, "20250102").digests) == 1
+
+
+def test_a_list_may_be_longer_than_any_file_name(adamw_run: TinyRun) -> None:
+    digests = sorted(digest.hex() for digest in adamw_run.open().sample_rows)[:19]
+    assert len(_find(adamw_run, ",".join(digests)).digests) == 19
 
 
 def test_several_epochs_give_several_occurrences(adamw_run: TinyRun) -> None:
@@ -51,6 +68,8 @@ REFUSED: dict[str, tuple[str, type[LmcleanerError], str]] = {
     "every step": ("steps:0-9", UsageError, "names everything"),
     "a name that isn't there": ("nobody", NotFoundError, "no such forget set: nobody"),
     "a digest that the run never saw": ("ab" * 32, NotFoundError, "abababab"),
+    "a digest's beginning that the run never saw": ("abababab", NotFoundError, "never saw this: sample abababab"),
+    "too little of a digest": ("abababa", NotFoundError, "no such forget set: abababa"),
     "a digest that is none": ("ab" * 32 + ",xyz", UsageError, "found 'xyz'"),
 }
 
@@ -96,9 +115,16 @@ def test_another_tokenizer_is_refused(adamw_run: TinyRun, tmp_path: Path) -> Non
         ({"damping": -1.0}, "--damping: expected at least 0"),
         ({"output": None}, "--output is missing"),
         ({"level": "word"}, "--level: expected one of"),
+        ({"rank": 5}, "--rank belongs to --hessian-mode low_rank: found --hessian-mode GGN"),
+        ({"rank": 0, "hessian_mode": "low_rank"}, "--rank: expected at least 1, found 0"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     chosen: dict[str, Any] = {"forget": "x", "output": Path("out"), **options}
     with pytest.raises(UsageError, match=message):
         UnlearnOptions(**chosen)
+
+
+def test_the_rank_is_told_in_the_mode_that_has_one() -> None:
+    ranks = {mode: UnlearnOptions(forget="x", output=Path("out"), hessian_mode=mode).rank for mode in HessianMode}
+    assert ranks == {**dict.fromkeys(HessianMode), HessianMode.LOW_RANK: 10}
