@@ -98,6 +98,9 @@ def _summarize(log: "TrainingLog", *, as_json: bool) -> None:
         "steps": f"{summary.num_steps}{planned}, {summary.num_microbatches} microbatches, {summary.seconds:.1f} s",
         "samples": f"{summary.num_samples} in {summary.num_occurrences} occurrences",
         "checkpoints": ", ".join(map(str, summary.checkpoint_steps)),
+        "curvature": f"{summary.curvature}, from steps {', '.join(map(str, summary.curvature_steps))}"
+        if summary.curvature_steps
+        else "",
         "on disk": f"{sizes} (updates {summary.updates})",
         "root": summary.root,
         "writer": summary.writer or "",
@@ -226,7 +229,7 @@ def _plan(log: "TrainingLog", options: UnlearnOptions, *, as_json: bool) -> None
     from lmcleaner.unlearning.run import resolve_request
 
     forget_set, windows = resolve_request(log, options)
-    plans = [make_plan(log, windows, mode) for mode in HessianMode]
+    plans = [make_plan(log, forget_set, windows, mode) for mode in HessianMode]
     if as_json:
         print_json({
             "samples": len(forget_set.digests),
@@ -244,11 +247,14 @@ def _plan(log: "TrainingLog", options: UnlearnOptions, *, as_json: bool) -> None
             f"window: checkpoint {window.start}, steps {window.first} to {window.end}, "
             f"{window.K_used} of them after the last occurrence"
         )
-    print_text(f"{'mode':<16} {'gradients':>9} {'products':>9} {'to read':>10} {'seconds':>8} {'parameter memory':>17}")
+    print_text(
+        f"{'mode':<16} {'gradients':>9} {'products':>9} {'to read':>10} {'seconds':>8} {'parameter memory':>17} {'rows':>5}"
+    )
     for plan in plans:
+        rows = "no" if plan.data_free else "yes"
         print_text(
             f"{plan.mode:<16} {plan.gradients:>9} {plan.products:>9} {human_bytes(plan.bytes_to_read):>10} "
-            f"{plan.seconds:>8.0f} {human_bytes(plan.parameter_memory_bytes):>17}"
+            f"{plan.seconds:>8.0f} {human_bytes(plan.parameter_memory_bytes):>17} {rows:>5}"
         )
     print_text("memory comes on top of one training step's activations")
 

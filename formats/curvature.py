@@ -26,8 +26,8 @@ class Curvature:
         kind: what it is of, and how it is written down.
         rank: eigenpairs that were asked for; 0 of a diagonal.
         trace: estimated trace of the whole matrix.
-        arrays: `diagonal` `[num_elements]`, or `values` `[pairs]`, largest first, and `vectors` `[pairs, num_elements]`,
-            orthonormal rows; float32, or float64 of float64 parameters.
+        arrays: `diagonal` `[num_elements]`, or `values` `[pairs]`, largest first, and `vectors`
+            `[pairs, num_elements]`, orthonormal rows; float32, or float64 of float64 parameters.
     """
 
     kind: EstimateKind

@@ -1,7 +1,7 @@
-"""Retention: a log with fewer checkpoints, updates or gradients, or without curvature. What goes is planned first and counted no more.
+"""Retention: a log with fewer checkpoints, updates or gradients, or without curvature.
 
-The commit record shrinks before any object goes, so that a kill in between leaves objects that nothing counts, never a
-log that counts what isn't there.
+What goes is planned first and counted no more. The commit record shrinks before any object goes, so that a kill in
+between leaves objects that nothing counts, never a log that counts what isn't there.
 """
 
 from collections import Counter

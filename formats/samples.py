@@ -56,6 +56,9 @@ class StoredSample(Sample):
     """A sample of a log: named by the digest that the log holds, its content read when somebody looks at it."""
 
     __slots__ = ("_content", "_digest", "_read")
+    _content: Sample | None
+    _digest: bytes
+    _read: Callable[[], Sample]
 
     def __init__(self, digest: bytes, read: Callable[[], Sample], *, is_redacted: bool) -> None:
         """Reads nothing yet.
@@ -70,12 +73,12 @@ class StoredSample(Sample):
         object.__setattr__(self, "tombstone", digest if is_redacted else b"")
 
     @property
-    def tokens(self) -> IntArray:  # type: ignore[override]
+    def tokens(self) -> IntArray:
         """int32 `[length]`."""
         return self._loaded().tokens
 
     @property
-    def labels(self) -> IntArray:  # type: ignore[override]
+    def labels(self) -> IntArray:
         """int32 `[length]`."""
         return self._loaded().labels
 

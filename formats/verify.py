@@ -65,7 +65,8 @@ def find_problems(log: TrainingLog) -> Iterator[Problem | None]:
 
 def num_parts(log: TrainingLog) -> int:
     """About how many parts `find_problems` will check."""
-    arrays = sum(len(entry.blake3) for entry in (*log.commit.checkpoints.values(), *log.commit.curvature.values()))
+    arrays = sum(len(checkpoint.blake3) for checkpoint in log.commit.checkpoints.values())
+    arrays += sum(len(estimate.blake3) for estimate in log.commit.curvature.values())
     updates = sum(stop - first for first, stop in log.commit.updates)
     gradients = sum(stop - first for first, stop in log.commit.gradients)
     return len(log.commit.tables) + arrays + updates + gradients

@@ -112,7 +112,8 @@ def audit_model(
         return AuditReport(checks=checks | found.checks, unchecked=unchecked, document=document, oracle=None)
     checks |= _log_checks(document, log, since)
     checks |= _request_checks(document, log)
-    unchecked = {"windows": "checkpoints or updates were pruned since"} if since else {}
+    is_pruned = any(change.kind == "pruning" for change in since or ())
+    unchecked = {"windows": "checkpoints or updates were pruned since"} if is_pruned else {}
     checks = {name: problem for name, problem in checks.items() if name not in unchecked}
     oracle = None
     if checks["log"] is None and checks["samples"] is None:

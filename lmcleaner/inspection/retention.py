@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from lmcleaner.choices import HessianMode
+from lmcleaner.choices import WRITTEN, HessianMode
 from lmcleaner.formats.pruning import PruningPlan
 from lmcleaner.formats.ranges import ranges_of, readable_steps, steps_in
 from lmcleaner.formats.reader import TrainingLog
@@ -68,7 +68,10 @@ def outlook(log: TrainingLog, plan: PruningPlan) -> Outlook:
         if log.num_steps not in after:
             return "impossible"
         is_replayed = bool(replayed) and mode is not HessianMode.SECANT
-        return "slower" if lead_ins or later or is_replayed else "possible"
+        loses_gradients = log.commit.gradients != plan.gradients
+        loses_curvature = len(log.commit.curvature) > len(plan.curvature) and mode is not HessianMode.FISHER
+        loses = mode in WRITTEN and (loses_gradients or loses_curvature)
+        return "slower" if lead_ins or later or is_replayed or loses else "possible"
 
     modes = {mode: outcome(mode) for mode in HessianMode}
     return Outlook(lead_ins=lead_ins, replayed=replayed, later_end_steps=later, modes=modes)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lmcleaner.formats.layout import CHECKPOINTS, CORRECTIONS, GRADIENTS, LOCK, METADATA, UPDATES
+from lmcleaner.formats.layout import CHECKPOINTS, CORRECTIONS, CURVATURE, GRADIENTS, LOCK, METADATA, UPDATES
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.tree import PARTS
 
@@ -13,10 +13,10 @@ class PartSize:
     """Objects of one part of a log.
 
     Attributes:
-        name: samples, bookkeeping, updates, gradients, checkpoints or leftovers.
+        name: samples, bookkeeping, updates, gradients, checkpoints, curvature or leftovers.
         num_files: objects.
         num_bytes: bytes of them.
-        unit: what the part grows by: sample, microbatch, "parameter and step", checkpoint; "" of leftovers.
+        unit: what the part grows by: sample, microbatch, "parameter and step", checkpoint, estimate; "" of leftovers.
         bytes_per_unit: bytes for each; None where there are none.
     """
 
@@ -64,7 +64,7 @@ class Sizes:
 
     Attributes:
         parts: in the order of `PARTS`, leftovers last.
-        arrays: the largest first; a checkpoint and a correction as a whole.
+        arrays: the largest first; a checkpoint, a correction and an estimate as a whole.
         leftovers: in the order of their keys.
     """
 
@@ -113,7 +113,7 @@ def _grouped(named: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
 
 def _array_of(path: str) -> str:
     parts = path.partition("/c/")[0].removesuffix(METADATA).rstrip("/").split("/")
-    return "/".join(parts[:2]) if parts[0] in {CHECKPOINTS, CORRECTIONS} else "/".join(parts)
+    return "/".join(parts[:2]) if parts[0] in {CHECKPOINTS, CORRECTIONS, CURVATURE} else "/".join(parts)
 
 
 def _part(log: TrainingLog, name: str, sizes: list[int]) -> PartSize:
@@ -123,6 +123,7 @@ def _part(log: TrainingLog, name: str, sizes: list[int]) -> PartSize:
         UPDATES: ("parameter and step", _num_elements(log, UPDATES)),
         GRADIENTS: ("parameter and step", _num_elements(log, GRADIENTS)),
         CHECKPOINTS: ("checkpoint", len(log.checkpoint_steps)),
+        CURVATURE: ("estimate", len(log.commit.curvature)),
     }
     unit, count = units.get(name, ("", 0))
     share = sum(sizes) / count if count else None

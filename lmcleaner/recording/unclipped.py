@@ -1,4 +1,4 @@
-"""The norm of a gradient before the loop clips it: seen where autograd accumulates, since an optimizer never sees it."""
+"""The norm of a gradient before the loop clips it, seen where autograd accumulates: the optimizer never sees it."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -4,12 +4,11 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmcleaner.choices import Denominator, HessianMode, Level, Propagation, choose
+from lmcleaner.choices import DEFAULT_RANK, Denominator, HessianMode, Level, Propagation, choose
 from lmcleaner.formats.errors import UsageError
 
 DEFAULT_K = 800
 DEFAULT_DAMPING = 1e-4
-DEFAULT_RANK = 10
 _CHOICES = {
     "level": Level,
     "hessian_mode": HessianMode,

@@ -80,7 +80,7 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
     opened = open_to_redact(log_path, options, progress) if options.redact else nullcontext(TrainingLog(log_path))
     with opened as log:
         forget_set, windows = resolve_request(log, options, progress)
-        plan = make_plan(log, windows, options.hessian_mode, options.rank)
+        plan = make_plan(log, forget_set, windows, options.hessian_mode, options.rank)
         for line in _plan_lines(log, forget_set, windows, plan, options):
             progress.say(line)
         if options.output is not None:
@@ -212,5 +212,9 @@ def _plan_lines(
             f"the log is rewritten, with {log.num_steps} gradients more and room for a second log meanwhile; the "
             f"samples' content and the trajectory from step {forget_set.steps[0]} on are then deleted for good"
         )
+        if log.commit.curvature:
+            yield "the recorded curvature goes too, since all rows went into it; `lmcleaner curvature` adds it anew"
+    if plan.data_free:
+        yield "no row is read: gradients and curvature come from the log, and no gradient is measured"
     if not log.commit.finished:
         yield f"the run was interrupted: the trained model is the one after its last step, {log.num_steps - 1}"

@@ -16,6 +16,7 @@ from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.plan import NUM_MARKS
 from lmcleaner.unlearning.prediction import make_prediction
 from lmcleaner.unlearning.propagation import Carrier, OptimizerCarrier, make_carrier
+from lmcleaner.unlearning.recorded import is_data_free
 from lmcleaner.unlearning.setting import Setting
 from lmcleaner.unlearning.trajectory import Trajectory, open_trajectory
 from lmcleaner.unlearning.windows import Window
@@ -38,6 +39,8 @@ class WindowReport:
         handled: forgotten rows left out.
         marks: step -> relative error of the predicted gradient there.
         settled: ‖δ[end] - δ[a tenth earlier]‖ / ‖δ[end]‖.
+        data_free: whether no row was read, so that no gradient could be measured.
+        curvature_captured: the least share of its matrix's trace that an estimate held.
         replay_exact: whether every lead-in step gave the run's bits; None without a lead-in.
     """
 
@@ -50,6 +53,8 @@ class WindowReport:
     handled: int
     marks: dict[int, float]
     settled: float | None
+    data_free: bool
+    curvature_captured: float | None
     replay_exact: bool | None
 
     @property
@@ -93,7 +98,8 @@ def sweep_window(
     carrier = make_carrier(options.propagation, setting, prediction, log.checkpoint(window.start))
     before = setting.spent.gradients, setting.spent.products, setting.spent.handled
     replay_exact = _lead_in(log, window, carrier, progress)
-    walk = _Walk(log, window, carrier, trajectory)
+    data_free = is_data_free(log, setting.forget_set, window, setting.mode, options.rank)
+    walk = _Walk(log, window, carrier, trajectory, frozenset() if data_free else _marks(window))
     if replay_exact is False:
         walk.drop_drift()
     for number in range(window.first, window.end):
@@ -115,6 +121,8 @@ def sweep_window(
         handled=setting.spent.handled - before[2],
         marks=walk.errors,
         settled=settled,
+        data_free=data_free,
+        curvature_captured=prediction.captured,
         replay_exact=replay_exact,
     )
 
@@ -134,9 +142,11 @@ def _lead_in(log: TrainingLog, window: Window, carrier: Carrier, progress: Progr
 class _Walk:
     """The carried part of a window: advances, and notes norms and errors by step."""
 
-    def __init__(self, log: TrainingLog, window: Window, carrier: Carrier, trajectory: Trajectory) -> None:
+    def __init__(
+        self, log: TrainingLog, window: Window, carrier: Carrier, trajectory: Trajectory, marks: frozenset[int]
+    ) -> None:
         self._log, self._window, self._carrier, self._trajectory = log, window, carrier, trajectory
-        self._marks = _marks(window)
+        self._marks = marks
         self._probe: Tensor | None = None
         self._here = trajectory.move_to(window.first)
         self.norms: dict[int, float] = {}

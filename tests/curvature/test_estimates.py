@@ -59,7 +59,7 @@ def test_the_error_of_a_diagonal_is_the_one_of_hutchinson() -> None:
 @pytest.mark.parametrize("rank", [1, 3, 10])
 def test_all_eigenpairs_of_a_matrix_of_that_rank_are_found(rank: int) -> None:
     matrix = semidefinite(rank)
-    found = estimate_low_rank(product_with(matrix), LIKE, rank, seeded())
+    found = estimate_low_rank(product_with(matrix), LIKE, rank, 4, seeded())
     expected = torch.linalg.eigvalsh(matrix).flip(0)[:rank]
     assert torch.allclose(found.values, expected, rtol=1e-8)
     assert torch.allclose(found.vectors @ found.vectors.T, torch.eye(rank, dtype=torch.float64), atol=1e-10)
@@ -71,7 +71,7 @@ def test_all_eigenpairs_of_a_matrix_of_that_rank_are_found(rank: int) -> None:
 @given(st.integers(1, 12), st.integers(1, SIZE), st.integers(0, 1000))
 def test_ritz_values_never_exceed_the_eigenvalues(rank: int, of_matrix: int, seed: int) -> None:
     matrix = semidefinite(of_matrix, seed)
-    found = estimate_low_rank(product_with(matrix), LIKE, rank, seeded(seed))
+    found = estimate_low_rank(product_with(matrix), LIKE, rank, 4, seeded(seed))
     largest = torch.linalg.eigvalsh(matrix).flip(0)
     assert len(found.values) <= rank
     assert bool((found.values <= largest[: len(found.values)] + 1e-9 * largest[0]).all())
@@ -79,10 +79,10 @@ def test_ritz_values_never_exceed_the_eigenvalues(rank: int, of_matrix: int, see
 
 
 def test_a_matrix_of_zeros_has_no_curvature() -> None:
-    found = estimate_low_rank(product_with(torch.zeros(SIZE, SIZE, dtype=torch.float64)), LIKE, 5, seeded())
+    found = estimate_low_rank(product_with(torch.zeros(SIZE, SIZE, dtype=torch.float64)), LIKE, 5, 4, seeded())
     assert bool((flat(found @ shaped(torch.ones(SIZE, dtype=torch.float64))) == 0).all())
 
 
 def test_the_product_keeps_a_vectors_dtypes() -> None:
-    estimate = LowRank(torch.ones(1), torch.ones(1, SIZE))
+    estimate = LowRank(torch.ones(1), torch.ones(1, SIZE), 2.0)
     assert {part.dtype for part in estimate @ [part.bfloat16() for part in LIKE]} == {torch.bfloat16}
