@@ -247,9 +247,8 @@ def _plan(log: "TrainingLog", options: UnlearnOptions, *, as_json: bool) -> None
             f"window: checkpoint {window.start}, steps {window.first} to {window.end}, "
             f"{window.K_used} of them after the last occurrence"
         )
-    print_text(
-        f"{'mode':<16} {'gradients':>9} {'products':>9} {'to read':>10} {'seconds':>8} {'parameter memory':>17} {'rows':>5}"
-    )
+    columns = f"{'gradients':>9} {'products':>9} {'to read':>10} {'seconds':>8} {'parameter memory':>17} {'rows':>5}"
+    print_text(f"{'mode':<16} {columns}")
     for plan in plans:
         rows = "no" if plan.data_free else "yes"
         print_text(
