@@ -63,7 +63,15 @@ GOLDEN = (
     Golden(name="v1-two-spans", updates="int4", shapes=LARGE, num_steps=17, checkpoint_every=9, stride=4099),
     Golden(name="v1-redacted", shapes=SMALL, num_steps=4, is_redacted=True),
     Golden(name="v1-low-rank", gradients="lossless", shapes=SMALL, num_steps=5, curvature="low_rank"),
-    Golden(name="v1-diagonal", dtype="float64", updates="none", gradients="lossless", shapes=SMALL, num_steps=4, curvature="diag_hessian"),
+    Golden(
+        name="v1-diagonal",
+        dtype="float64",
+        updates="none",
+        gradients="lossless",
+        shapes=SMALL,
+        num_steps=4,
+        curvature="diag_hessian",
+    ),
 )
 
 

@@ -69,8 +69,8 @@ def outlook(log: TrainingLog, plan: PruningPlan) -> Outlook:
             return "impossible"
         is_replayed = bool(replayed) and mode is not HessianMode.SECANT
         loses_gradients = log.commit.gradients != plan.gradients
-        loses_curvature = len(log.commit.curvature) > len(plan.curvature) and mode is not HessianMode.FISHER
-        loses = mode in WRITTEN and (loses_gradients or loses_curvature)
+        kinds = {entry.kind for step, entry in log.commit.curvature.items() if step not in plan.curvature}
+        loses = (mode in WRITTEN and loses_gradients) or mode.value in kinds
         return "slower" if lead_ins or later or is_replayed or loses else "possible"
 
     modes = {mode: outcome(mode) for mode in HessianMode}
