@@ -156,6 +156,7 @@ def _show_step(log: "TrainingLog", step: int, *, as_json: bool) -> None:
         "lr": record.lr,
         "loss": float(log.table("steps/loss")[step]),
         "gradient_norm": record.gradient_norm,
+        "unclipped_norm": record.unclipped_norm,
         "seconds": record.seconds,
         "has_checkpoint": step in log.checkpoint_steps,
         "parameters_blake3": log.parameters_digest(step + 1).hex(),

@@ -49,8 +49,8 @@ def problem_of_commit(commit: Commit, manifest: Manifest) -> str | None:
 
 
 def _problem_of_curvature(commit: Commit) -> str | None:
-    if commit.curvature and max(commit.curvature) >= commit.steps:
-        return f"curvature: expected steps below {commit.steps}, found {max(commit.curvature)}"
+    if commit.curvature and (0 not in commit.curvature or max(commit.curvature) >= commit.steps):
+        return f"curvature: expected steps from 0 to below {commit.steps}, found {sorted(commit.curvature)[:8]}"
     for step, entry in commit.curvature.items():
         expected = {"values", "vectors"} if entry.kind == "low_rank" else {"diagonal"}
         if set(entry.blake3) != expected:

@@ -143,7 +143,7 @@ class TrainingLog:
         return self._rows.sample(row)
 
     def step(self, step: int) -> StepRecord:
-        """What step `step` did.
+        """What step `step` did; the content of its samples is read when somebody looks at it.
 
         Raises:
             NotFoundError: the log holds no such step.

@@ -108,7 +108,9 @@ class RowReader:
             return Sample(tokens, labels, tombstone=digest)
         found = Sample(tokens, labels)
         if found.digest != digest:
-            raise damaged(self._location, "samples/digest", f"row {row}: expected {found.digest.hex()}")
+            raise damaged(
+                self._location, "samples/digest", f"row {row}: the content has the digest {found.digest.hex()}"
+            )
         return found
 
     def _microbatch(self, row: int) -> MicrobatchRecord:

@@ -23,7 +23,7 @@ _STEP_COST = {
     HessianMode.SECANT: 1.05, HessianMode.EXACT: 3.0, HessianMode.GGN: 2.2, HessianMode.EMPIRICAL_FISHER: 2.2,
 }  # fmt: skip
 _WRITTEN_COST = 0.1  # of what a written mode does besides a gradient: less than a training step
-_PRODUCT_COST = {HessianMode.GGN: 1.7, HessianMode.EXACT: 2.5}  # of a product that goes into an estimate
+_PRODUCT_COST = {HessianMode.GGN: 2.7, HessianMode.EXACT: 3.5}  # of a product that goes into an estimate
 NUM_MARKS = 10  # points of a window at which the prediction is held against the true gradient
 
 
@@ -81,7 +81,7 @@ def make_plan(
     gradients = len(carried - found.gradients)
     estimates = sum(_estimate_products(log, window, mode, rank) for window in windows) if not found.curvature else 0
     cost = _STEP_COST[HessianMode.SECANT] * (plain + (gradients if mode in WRITTEN else 0))
-    cost += (_WRITTEN_COST if mode in WRITTEN else _STEP_COST[mode]) * len(carried)
+    cost += _WRITTEN_COST * (len(lead_in) + len(carried)) if mode in WRITTEN else _STEP_COST[mode] * len(carried)
     cost += _PRODUCT_COST.get(ESTIMATED.get(mode, mode), 0.0) * estimates
     return Plan(
         mode=mode,
@@ -140,13 +140,15 @@ def _bytes_to_read(log: TrainingLog, windows: Sequence[Window], found: Recorded,
 def _parameter_memory(log: TrainingLog, mode: HessianMode, rank: int, found: Recorded, *, is_replayed: bool) -> int:
     """θ, θ′, a gradient and θ′'s optimizer state; δ where a product needs it; an estimate, and what it is made from.
 
-    Where the run's θ is replayed, that θ and its optimizer's state as well, beside the θ that was read last. Reading
-    recorded eigenpairs holds them twice, making them three times; a product holds two vectors more.
+    Where the run's θ is replayed, that θ and its optimizer's state as well, beside the θ that was read last. A written
+    mode holds its product, and what a recorded gradient is decoded into. Eigenpairs take another vector for a product,
+    and twice their size while they are read, 3·rank + 1 vectors while they are made.
     """
     states = state_vectors(log.manifest.optimizer)
     estimate = 1 if mode in ESTIMATED else 0
     if mode is HessianMode.LOW_RANK:
         pairs = max((entry.pairs for entry in log.commit.curvature.values()), default=rank)
-        estimate = (pairs + rank if found.curvature else 3 * rank + 1) + 2
+        estimate = 1 + (pairs + rank if found.curvature else 3 * rank + 1)
     vectors = 3 + states + int(mode is not HessianMode.SECANT) + (1 + states) * is_replayed + estimate
+    vectors += int(mode in WRITTEN) + int(bool(found.gradients))
     return int(vectors * log.manifest.num_elements) * BIT_DTYPES[log.manifest.model.dtype].itemsize

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lmcleaner.choices import WRITTEN, HessianMode, Level
+from lmcleaner.choices import WRITTEN, HessianMode
 from lmcleaner.curvature.segments import ESTIMATED
 from lmcleaner.curvature.stored import served_steps
 from lmcleaner.formats.reader import TrainingLog
@@ -40,7 +40,7 @@ def find_recorded(log: TrainingLog, forget_set: ForgetSet, mode: HessianMode, ra
     """
     if mode not in WRITTEN:
         return Recorded(gradients=frozenset(), given=frozenset(), curvature=())
-    changed = frozenset(forget_set.steps if forget_set.level is Level.SAMPLE else ())
+    changed = frozenset(forget_set.steps) - forget_set.skipped
     return Recorded(
         gradients=unclipped_steps(log) - changed,
         given=exact_steps(log) - changed,

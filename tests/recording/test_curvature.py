@@ -206,12 +206,15 @@ def test_a_record_that_says_what_cannot_be_is_refused(change: dict[str, Any], wi
         TrainingLog(path)
 
 
-def test_an_estimate_behind_the_last_step_is_refused(with_pairs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("step", "becomes"), [("8", "10"), ("0", "1")])
+def test_estimates_that_leave_steps_out_or_lie_behind_them_are_refused(
+    step: str, becomes: str, with_pairs: Path, tmp_path: Path
+) -> None:
     path = Path(shutil.copytree(with_pairs, tmp_path / "log"))
     commit = attributes(path, "commit")
-    commit["curvature"]["10"] = commit["curvature"].pop("8")
+    commit["curvature"][becomes] = commit["curvature"].pop(step)
     forge(path, commit=commit)
-    with pytest.raises(DamagedError, match="expected steps below 10, found 10"):
+    with pytest.raises(DamagedError, match="expected steps from 0 to below 10"):
         TrainingLog(path)
 
 
