@@ -22,7 +22,7 @@ from lmcleaner.unlearning.windows import Window, replayed_steps
 _STEP_COST = {
     HessianMode.SECANT: 1.05, HessianMode.EXACT: 3.0, HessianMode.GGN: 2.2, HessianMode.EMPIRICAL_FISHER: 2.2,
 }  # fmt: skip
-_WRITTEN_COST = 0.1  # of what a written mode does besides a gradient: less than a training step
+_WRITTEN_COST = 0.12  # of what a written mode does besides a gradient: less than a training step
 _PRODUCT_COST = {HessianMode.GGN: 2.7, HessianMode.EXACT: 3.5}  # of a product that goes into an estimate
 NUM_MARKS = 10  # points of a window at which the prediction is held against the true gradient
 
