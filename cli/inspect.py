@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lmcleaner.choices import HessianMode
+from lmcleaner.choices import DEFAULT_RANK, HessianMode
 from lmcleaner.cli.console import Reporter, human_bytes, print_json, print_text, sparkline, spelled
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Model, Quiet, parse_K, parse_steps
 from lmcleaner.cli.unlearn import KOption, LevelOption, NoLedger, OptionalForget, RankOption
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.wording import counted
-from lmcleaner.unlearning.options import DEFAULT_K, DEFAULT_RANK, UnlearnOptions
+from lmcleaner.unlearning.options import DEFAULT_K, UnlearnOptions
 
 if TYPE_CHECKING:
     from lmcleaner.formats.reader import TrainingLog
@@ -114,6 +114,9 @@ def _summarize(log: "TrainingLog", *, as_json: bool) -> None:
         f"{summary.seconds:.1f} s",
         "samples": f"{summary.num_samples} in {counted(summary.num_occurrences, 'occurrence')}",
         "checkpoints": ", ".join(map(str, summary.checkpoint_steps)),
+        "curvature": f"{summary.curvature}, from steps {', '.join(map(str, summary.curvature_steps))}"
+        if summary.curvature_steps
+        else "",
         "on disk": f"{sizes} (updates {summary.updates})",
         "root": summary.root,
         "writer": summary.writer or "",
@@ -169,6 +172,7 @@ def _show_step(log: "TrainingLog", step: int, *, as_json: bool) -> None:
         "lr": record.lr,
         "loss": float(log.table("steps/loss")[step]),
         "gradient_norm": record.gradient_norm,
+        "unclipped_norm": record.unclipped_norm,
         "seconds": record.seconds,
         "has_checkpoint": step in log.checkpoint_steps,
         "parameters_blake3": log.parameters_digest(step + 1).hex(),
@@ -277,7 +281,7 @@ def _plan(log: "TrainingLog", options: UnlearnOptions, rank: int | None, *, as_j
     if rank is not None:
         check_rank(rank, log.manifest.num_elements, replay_device(log.manifest))
     forget_set, windows = resolve_request(log, options, ledger=read_ledger(log) if options.ledger else None)
-    plans = [make_plan(log, windows, mode, rank or DEFAULT_RANK) for mode in HessianMode]
+    plans = [make_plan(log, forget_set, windows, mode, rank or DEFAULT_RANK) for mode in HessianMode]
     if as_json:
         print_json({
             "samples": len(forget_set.digests),
@@ -300,11 +304,13 @@ def _plan(log: "TrainingLog", options: UnlearnOptions, rank: int | None, *, as_j
             f"window: checkpoint {window.start}, steps {window.first} to {window.end}, "
             f"{window.K_used} of them after the last occurrence"
         )
-    print_text(f"{'mode':<16} {'gradients':>9} {'products':>9} {'to read':>10} {'seconds':>8} {'parameter memory':>17}")
+    columns = f"{'gradients':>9} {'products':>9} {'to read':>10} {'seconds':>8} {'parameter memory':>17} {'rows':>5}"
+    print_text(f"{'mode':<16} {columns}")
     for plan in plans:
+        rows = "no" if plan.data_free else "yes"
         print_text(
             f"{plan.mode:<16} {plan.gradients:>9} {plan.products:>9} {human_bytes(plan.bytes_to_read):>10} "
-            f"{plan.seconds:>8.0f} {human_bytes(plan.parameter_memory_bytes):>17}"
+            f"{plan.seconds:>8.0f} {human_bytes(plan.parameter_memory_bytes):>17} {rows:>5}"
         )
     print_text("memory comes on top of one training step's activations")
     print_text(f"poor unless --oracle measures it: {', '.join(mode for mode in HessianMode if unmeasured(mode))}")

@@ -11,6 +11,7 @@ import typer
 
 from lmcleaner.cli.audit import audit
 from lmcleaner.cli.console import print_error
+from lmcleaner.cli.curvature import curvature
 from lmcleaner.cli.inspect import inspect
 from lmcleaner.cli.prune import prune
 from lmcleaner.cli.record import record
@@ -92,7 +93,7 @@ def _quieten_libraries() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 
-for _command in (record, inspect, unlearn, audit, prune):
+for _command in (record, inspect, unlearn, audit, prune, curvature):
     app.command()(_with_exit_codes(_command))
 
 

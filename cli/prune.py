@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lmcleaner.choices import WRITTEN
 from lmcleaner.cli.console import human_bytes, print_json, print_text, spelled
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Quiet
 from lmcleaner.formats.errors import UsageError
@@ -26,12 +27,13 @@ def prune(
         str | None, typer.Option(metavar="all|A-B[,…]", help="Steps whose updates shall go.")
     ] = None,
     drop_gradients: Annotated[bool, typer.Option("--drop-gradients", help="Remove all gradients.")] = False,
+    drop_curvature: Annotated[bool, typer.Option("--drop-curvature", help="Remove all recorded curvature.")] = False,
     apply: Annotated[bool, typer.Option("--apply", help="Do it; without, only the plan is shown.")] = False,
     config: Config = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a log smaller: thin its checkpoints out, drop updates or gradients; shows the plan first.
+    """Make a log smaller: thin its checkpoints out, drop updates, gradients or curvature; shows the plan first.
 
     Example: `lmcleaner prune my-log --keep-checkpoints-every 500 --drop-updates 0-999`
     """
@@ -42,7 +44,12 @@ def prune(
 
     opened = TrainingLog(log)
     asked = _parse_ranges(drop_updates, opened.num_steps)
-    pruning = Pruning(keep_checkpoints_every=keep_checkpoints_every, drop_updates=asked, drop_gradients=drop_gradients)
+    pruning = Pruning(
+        keep_checkpoints_every=keep_checkpoints_every,
+        drop_updates=asked,
+        drop_gradients=drop_gradients,
+        drop_curvature=drop_curvature,
+    )
     plan = run(log, pruning) if apply else plan_pruning(opened, pruning)
     means = outlook(opened, plan)
     if as_json:
@@ -64,6 +71,8 @@ def _plan_lines(
     yield f"checkpoints that stay: {', '.join(map(str, plan.checkpoints))}"
     yield f"updates that stay: {spelled(plan.updates)}"
     yield f"gradients that stay: {spelled(plan.gradients)}"
+    if plan.curvature:
+        yield f"curvature that stays: from steps {', '.join(map(str, plan.curvature))}"
 
 
 def _difference(log: "TrainingLog", plan: "PruningPlan", asked: Sequence[tuple[int, int]]) -> str:
@@ -91,7 +100,8 @@ def _request_lines(means: "Outlook") -> Iterator[str]:
         later = counted(means.later_end_steps, "step")
         yield f"  a window with a K below all ends up to {later} later, where θ can be read"
     if means.recomputed:
-        yield f"  fisher computes the gradients of steps {spelled(means.recomputed)} again: one gradient a step"
+        modes = ", ".join(sorted(WRITTEN))
+        yield f"  {modes} compute the gradients of steps {spelled(means.recomputed)} again: one gradient a step"
 
 
 def _parse_ranges(text: str | None, num_steps: int) -> tuple[tuple[int, int], ...]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lmcleaner.choices import Codec, ModelDtype, OptimizerName, Scheduler
+from lmcleaner.choices import Codec, CurvatureKind, ModelDtype, OptimizerName, Scheduler
 from lmcleaner.cli.console import Reporter, human_bytes, print_json, print_text
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Quiet, default_of
 from lmcleaner.formats.errors import UsageError
@@ -48,6 +48,10 @@ def record(
     ),
     updates: Annotated[Codec, typer.Option(help="How θ after every step is stored.")] = _d("updates"),
     gradients: Annotated[Codec, typer.Option(help="How the clipped gradients are stored.")] = _d("gradients"),
+    curvature: Annotated[
+        CurvatureKind, typer.Option(help="Curvature to estimate and store at each checkpoint after the training.")
+    ] = _d("curvature"),
+    rank: Annotated[int, typer.Option(help="Eigenpairs of --curvature low_rank.")] = _d("rank"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove a log that lies there.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run; its log knows all options but --output.")
@@ -67,7 +71,7 @@ def record(
         optimizer=optimizer, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, scheduler=scheduler,
         warmup_ratio=warmup_ratio, max_grad_norm=max_grad_norm, template=template, max_length=max_length,
         max_steps=max_steps, seed=seed, dtype=dtype, threads=threads, checkpoint_every=checkpoint_every,
-        updates=updates, gradients=gradients, overwrite=overwrite, resume=resume,
+        updates=updates, gradients=gradients, curvature=curvature, rank=rank, overwrite=overwrite, resume=resume,
     )  # fmt: skip
     options = _resumed(context, log, chosen) if resume else _new(chosen)
     from lmcleaner.recording.training import record as run

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lmcleaner.choices import Denominator, HessianMode, Level, Propagation
+from lmcleaner.choices import DEFAULT_RANK, Denominator, HessianMode, Level, Propagation
 from lmcleaner.cli.console import Reporter, print_json, print_text
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Model, Quiet, default_of, parse_K
 from lmcleaner.formats.wording import counted
 from lmcleaner.unlearning.options import (
     DEFAULT_DAMPING,
     DEFAULT_K,
-    DEFAULT_RANK,
     DEFAULT_SETTLE_TOLERANCE,
     Thresholds,
     UnlearnOptions,
@@ -201,5 +200,11 @@ def _window_line(window: dict[str, Any]) -> str:
         f"deviation {window['v_norm']:.4g}; "
         f"{counted(window['gradients'], 'gradient')}, {counted(window['hvp_calls'], 'product')}; linearization error "
         f"{'none' if error is None else f'{error:.3f}'}; moved over the last tenth "
-        f"{'unknown' if settled is None else f'{settled:.3f}'}"
+        f"{'unknown' if settled is None else f'{settled:.3f}'}{_extras(window)}"
     )
+
+
+def _extras(window: dict[str, Any]) -> str:
+    captured = window["curvature_captured"]
+    share = "" if captured is None else f"; curvature captured {captured:.3f}"
+    return share + ("; no row was read" if window["data_free"] else "")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from lmcleaner.formats.canonical import json_digest
 from lmcleaner.formats.documents import Json, problem_of
@@ -28,6 +28,28 @@ class CheckpointCommit:
     blake3: Mapping[str, str]
 
 
+EstimateKind = Literal["diag", "diag_hessian", "low_rank"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurvatureCommit:
+    """What the commit record says of an estimate of the curvature.
+
+    Attributes:
+        kind: a diagonal of the GGN or of the Hessian, or the largest eigenpairs of the GGN.
+        rank: eigenpairs that were asked for; 0 of a diagonal.
+        pairs: eigenpairs that there are, at most `rank`.
+        trace: estimated trace of the whole matrix.
+        blake3: array name -> digest of its little-endian bytes, hexadecimal.
+    """
+
+    kind: EstimateKind
+    rank: int
+    pairs: int
+    trace: float
+    blake3: Mapping[str, str]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """Something that was done to a log after it was recorded.
@@ -39,7 +61,7 @@ class Change:
         details: what a reader may want to know of it; for a redaction, among others the audit document's SHA-256.
     """
 
-    kind: Literal["redaction", "pruning"]
+    kind: Literal["redaction", "pruning", "curvature"]
     time: str
     root_before: str
     details: Json
@@ -59,6 +81,7 @@ class Commit:
         gradients: likewise of the gradients.
         corrections: steps before which a lossy reconstruction is taken back to the run's own bits, ascending.
         history: what was done to the log since, oldest first.
+        curvature: step -> what is committed of the estimate from there on; serves until the next one.
     """
 
     generation: int
@@ -70,6 +93,7 @@ class Commit:
     gradients: Ranges
     corrections: tuple[int, ...]
     history: tuple[Change, ...] = field(default=())
+    curvature: Mapping[int, CurvatureCommit] = field(default_factory=dict)
 
     def root(self, manifest_digest: str) -> str:
         """SHA-256 over the manifest's digest and the digests of all tables and checkpoints.
@@ -121,11 +145,15 @@ class Commit:
             gradients=tuple((first, stop) for first, stop in document["gradients"]),
             corrections=tuple(document["corrections"]),
             history=tuple(Change(**change) for change in document["history"]),
+            curvature={int(step): CurvatureCommit(**entry) for step, entry in document.get("curvature", {}).items()},
         )
 
     def _plain(self) -> Json:
-        plain = asdict(self)
-        plain["checkpoints"] = {str(step): entry for step, entry in plain["checkpoints"].items()}
+        plain: dict[str, Any] = asdict(self)
+        for name in ("checkpoints", "curvature"):
+            plain[name] = {str(step): entry for step, entry in plain[name].items()}
+        if not self.curvature:  # a record without has the bytes that it had before there was such a thing
+            del plain["curvature"]
         return plain
 
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from lmcleaner.formats.codecs import CODECS
 from lmcleaner.formats.commit import CheckpointCommit, Commit
-from lmcleaner.formats.layout import TABLES
+from lmcleaner.formats.layout import OPTIONAL_TABLES, TABLES
 from lmcleaner.formats.manifest import Manifest
 
 # Table whose rows end in another one -> a table of that level.
@@ -23,7 +23,7 @@ _OWN_LENGTH = {"samples/tokens", "samples/labels", "rng/states"}
 
 def problem_of_commit(commit: Commit, manifest: Manifest) -> str | None:
     """What a commit record says that can't be, or None."""
-    if set(commit.tables) != {table.name for table in TABLES}:
+    if set(commit.tables) - {table.name for table in OPTIONAL_TABLES} != {table.name for table in TABLES}:
         return f"expected {len(TABLES)} tables, found {sorted(commit.tables)}"
     for name in commit.tables:
         expected, found = _expected_rows(name, commit, manifest), commit.tables[name].rows
@@ -45,6 +45,18 @@ def problem_of_commit(commit: Commit, manifest: Manifest) -> str | None:
     corrections = list(commit.corrections)
     if corrections != sorted(set(corrections)) or corrections[-1:] > [commit.steps] or 0 in corrections:
         return f"corrections: expected ascending steps from 1 to {commit.steps}, found {corrections[:8]}"
+    return _problem_of_curvature(commit)
+
+
+def _problem_of_curvature(commit: Commit) -> str | None:
+    if commit.curvature and (0 not in commit.curvature or max(commit.curvature) >= commit.steps):
+        return f"curvature: expected steps from 0 to below {commit.steps}, found {sorted(commit.curvature)[:8]}"
+    for step, entry in commit.curvature.items():
+        expected = {"values", "vectors"} if entry.kind == "low_rank" else {"diagonal"}
+        if set(entry.blake3) != expected:
+            return f"curvature {step}: expected {sorted(expected)}, found {sorted(entry.blake3)}"
+        if entry.pairs > entry.rank or (entry.kind == "low_rank") != (entry.pairs > 0):
+            return f"curvature {step}: expected as many eigenpairs as fit its kind and rank, found {entry.pairs}"
     return None
 
 

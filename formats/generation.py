@@ -6,7 +6,7 @@ from lmcleaner.formats.bits import Bits
 from lmcleaner.formats.canonical import array_digest
 from lmcleaner.formats.codecs import CODECS
 from lmcleaner.formats.commit import Change, CheckpointCommit, Commit
-from lmcleaner.formats.layout import GRADIENTS, UPDATES
+from lmcleaner.formats.layout import GRADIENTS, OPTIONAL_TABLES, UPDATES
 from lmcleaner.formats.parallel import in_order
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.rows import RowWriter
@@ -90,11 +90,12 @@ class GenerationWriter:
         """
         for stack in self._stacks.values():
             stack.flush()
+        optional = {table.name for table in OPTIONAL_TABLES if not self._tables[table.name].num_rows}
         return Commit(
             generation=self._tree.generation,
             steps=self.num_steps,
             finished=finished,
-            tables={name: table.flush() for name, table in self._tables.items()},
+            tables={name: table.flush() for name, table in self._tables.items() if name not in optional},
             checkpoints=dict(self._checkpoints),
             updates=((0, self.num_steps),) if UPDATES in self._stacks else (),
             gradients=((0, self.num_steps),) if GRADIENTS in self._stacks else (),

@@ -9,6 +9,7 @@ LOG/                       group; its attributes are the manifest
     samples/ occurrences/ microbatches/ steps/ rng/     tables: arrays that grow along axis 0
     updates, gradients     arrays `[step, parameter]`; lossy ones with `_scales` beside them
     corrections/00000100   with lossy updates: takes the reconstruction before step 100 to the run's own bits
+    curvature/00000100/    group; an estimate of the curvature from step 100 on, if it was recorded
     checkpoints/00000000/  group; `parameters` and one array for each part of the optimizer's state
 """
 
@@ -34,6 +35,7 @@ PREPARED = f"{LEDGER}/prepared"
 UPDATES = "updates"
 GRADIENTS = "gradients"
 CORRECTIONS = "corrections"
+CURVATURE = "curvature"
 CHECKPOINTS = "checkpoints"
 GROUPS = ("samples", "occurrences", "microbatches", "rng", "steps", CORRECTIONS, CHECKPOINTS)
 
@@ -141,6 +143,14 @@ TABLES: tuple[Table, ...] = (
     ),
 )
 
+# A log has these only where they have rows: the commit record doesn't name them otherwise.
+OPTIONAL_TABLES: tuple[Table, ...] = (
+    _table(
+        "steps/unclipped_norm", np.float64, "L2 norm of the gradient before clipping, in a run that clips it and a log "
+        "that holds it",
+    ),
+)  # fmt: skip
+
 
 def num_spans(num_elements: int) -> int:
     """Into how many spans a parameter vector is cut; every array of it has one chunk for each."""
@@ -210,6 +220,11 @@ def generation_name(generation: int) -> str:
 def checkpoint_name(step: int) -> str:
     """Path in the generation of the checkpoint that holds the state before step `step`."""
     return f"{CHECKPOINTS}/{step:08d}"
+
+
+def curvature_name(step: int) -> str:
+    """Path in the generation of the estimate of the curvature from step `step` on."""
+    return f"{CURVATURE}/{step:08d}"
 
 
 def correction_name(step: int) -> str:

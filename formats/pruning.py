@@ -1,7 +1,7 @@
-"""Retention: a log with fewer checkpoints, updates or gradients. What goes is planned first and counted no more.
+"""Retention: a log with fewer checkpoints, updates or gradients, or without curvature.
 
-The commit record shrinks before any object goes, so that a kill in between leaves objects that nothing counts, never a
-log that counts what isn't there.
+What goes is planned first and counted no more. The commit record shrinks before any object goes, so that a kill in
+between leaves objects that nothing counts, never a log that counts what isn't there.
 """
 
 from collections import Counter
@@ -29,11 +29,13 @@ class Pruning:
             None keeps all.
         drop_updates: [first, stop) of each range of steps whose updates go.
         drop_gradients: whether all gradients go.
+        drop_curvature: whether all recorded curvature goes.
     """
 
     keep_checkpoints_every: int | None = None
     drop_updates: Ranges = ()
     drop_gradients: bool = False
+    drop_curvature: bool = False
 
     def __post_init__(self) -> None:
         """Checks ranges.
@@ -56,6 +58,7 @@ class PruningPlan:
         checkpoints: steps whose checkpoints stay.
         updates: [first, stop) of each range of steps whose updates stay.
         gradients: likewise of the gradients.
+        curvature: steps whose estimate of the curvature stays.
         dropped_updates: [first, stop) of each range of steps whose updates go; what was asked for, rounded inward.
         steps_per_object: steps whose updates share an object, which goes as a whole or stays.
         freed_bytes: by part of the log; "leftovers" are objects that nothing counts, such as a killed writer leaves.
@@ -64,6 +67,7 @@ class PruningPlan:
     checkpoints: tuple[int, ...]
     updates: Ranges
     gradients: Ranges
+    curvature: tuple[int, ...]
     dropped_updates: Ranges
     steps_per_object: int
     freed_bytes: dict[str, int]
@@ -90,6 +94,7 @@ def plan_pruning(log: TrainingLog, pruning: Pruning) -> PruningPlan:
         checkpoints=tuple(sorted(commit.checkpoints)),
         updates=commit.updates,
         gradients=commit.gradients,
+        curvature=tuple(sorted(commit.curvature)),
         dropped_updates=ranges_of(sorted(before - after)),
         steps_per_object=_steps_per_object(log),
         freed_bytes=_freed_bytes(log, commit, counted),
@@ -130,6 +135,7 @@ def _change(log: TrainingLog, plan: PruningPlan) -> Change:
             "checkpoints": sorted(set(log.commit.checkpoints) - set(plan.checkpoints)),
             "updates": [list(dropped) for dropped in plan.dropped_updates],
             "gradients": [list(dropped) for dropped in log.commit.gradients] if not plan.gradients else [],
+            "curvature": sorted(log.commit.curvature) if not plan.curvature else [],
         },
     )
 
@@ -150,6 +156,7 @@ def _pruned(log: TrainingLog, pruning: Pruning) -> Commit:
         updates=updates,
         gradients=() if pruning.drop_gradients else log.commit.gradients,
         corrections=tuple(step for step in log.commit.corrections if step in stays),
+        curvature={} if pruning.drop_curvature else log.commit.curvature,
     )
 
 

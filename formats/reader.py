@@ -8,15 +8,14 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lmcleaner.formats.bits import BIT_DTYPES, Bits
+from lmcleaner.formats.bits import Bits
 from lmcleaner.formats.canonical import array_digest, json_digest
 from lmcleaner.formats.chunks import ChunkError
-from lmcleaner.formats.codecs import SPAN
 from lmcleaner.formats.commit import Commit
 from lmcleaner.formats.consistency import problem_of_commit, problem_of_table
 from lmcleaner.formats.documents import metadata_key, read_attributes
 from lmcleaner.formats.errors import InsufficientLogError, NotFoundError
-from lmcleaner.formats.layout import COMMIT, GRADIENTS, checkpoint_name, damaged
+from lmcleaner.formats.layout import COMMIT, GRADIENTS, checkpoint_name, curvature_name, damaged
 from lmcleaner.formats.manifest import Manifest
 from lmcleaner.formats.ranges import readable_steps, steps_in
 from lmcleaner.formats.reconstruction import Reconstruction
@@ -26,8 +25,9 @@ from lmcleaner.formats.stacks import StackReader
 from lmcleaner.formats.states import assemble, read_array
 from lmcleaner.formats.steps import Checkpoint, StepRecord
 from lmcleaner.formats.store import Store, open_store
-from lmcleaner.formats.tables import read_table
+from lmcleaner.formats.tables import NO_ROWS, read_table
 from lmcleaner.formats.tree import PARTS, Tree
+from lmcleaner.formats.vectors import read_rows
 from lmcleaner.formats.window import Selection, WindowStep, stream
 
 Value = TypeVar("Value")
@@ -65,7 +65,7 @@ class TrainingLog:
         if problem is not None:
             raise damaged(self.location, COMMIT, problem)
         self._cache: dict[str, NDArray[Any]] = {}
-        self._rows = RowReader(self.table)
+        self._rows = RowReader(self.table, self.location)
 
     @property
     def location(self) -> str:
@@ -123,7 +123,8 @@ class TrainingLog:
             DamagedError: the bytes can't be read or don't have the committed digest.
         """
         if name not in self._cache:
-            path, layout, committed = self.tree.path(name), self.tree.tables[name], self.commit.tables[name]
+            path, layout = self.tree.path(name), self.tree.tables[name]
+            committed = self.commit.tables.get(name, NO_ROWS)
             rows = self._sound(name, None, read_table, self.store, path, layout, committed)
             problem = problem_of_table(name, rows, self.commit)
             if problem is not None:
@@ -142,7 +143,7 @@ class TrainingLog:
         return self._rows.sample(row)
 
     def step(self, step: int) -> StepRecord:
-        """What step `step` did.
+        """What step `step` did; the content of its samples is read when somebody looks at it.
 
         Raises:
             NotFoundError: the log holds no such step.
@@ -195,6 +196,13 @@ class TrainingLog:
         self._check_checkpoint(step)
         where, committed = f"{checkpoint_name(step)}/{name}", self.commit.checkpoints[step]
         return self._sound(where, step, read_array, self.store, self.tree, step, name, committed)
+
+    def curvature_array(self, step: int, name: str) -> NDArray[Any]:
+        """One array of a recorded estimate of the curvature; see `read_curvature`."""
+        entry, where = self.commit.curvature[step], f"{curvature_name(step)}/{name}"
+        grid, rows = self.tree.curvature(step, name, entry)
+        values = self._sound(where, step, read_rows, self.store, grid, rows, entry.blake3[name])
+        return values if grid.layout.row else values[0]
 
     def parameters(self, step: int) -> Bits:
         """θ[step], bit patterns `[num_elements]`: from its checkpoint, or as the updates have it.
@@ -304,15 +312,11 @@ class TrainingLog:
         if GRADIENTS not in self.tree.stacks:
             raise InsufficientLogError(f"the log holds no gradients: {self.location}", hint="record with --gradients")
         reader, digests = StackReader(self.store, self.tree, GRADIENTS), self.table("steps/gradient_blake3")
-        num_elements, dtype = self.manifest.num_elements, BIT_DTYPES[self.manifest.model.dtype]
 
         def read(step: int) -> Bits:
             if not any(first <= step < stop for first, stop in self.commit.gradients):
                 raise InsufficientLogError(f"the log doesn't hold the gradient any more: {self.location}: step {step}")
-            reader.check_room(step, selection.spans)
-            values = np.zeros(sum(min(SPAN, num_elements - span * SPAN) for span in selection.spans), dtype)
-            for number, stored in enumerate(reader.stored(step, selection.spans)):
-                reader.apply(values[number * SPAN : (number + 1) * SPAN], stored)
+            values = reader.decoded(step, selection.spans)
             if self._is_everything(selection) and array_digest(values) != digests[step].tobytes():
                 raise ChunkError("it doesn't have the committed digest")
             return values
@@ -353,7 +357,7 @@ class TrainingLog:
         return digests[step - 1].tobytes() if step and len(digests) else self.parameters_digest(step)
 
     def bytes_on_disk(self) -> dict[str, int]:
-        """Bytes of the log's files by part: samples, bookkeeping, updates, gradients, checkpoints."""
+        """Bytes of the log's files by part: samples, bookkeeping, updates, gradients, checkpoints, curvature."""
         parts = dict.fromkeys(PARTS, 0)
         for key, size in self.store.list():
             parts[self.tree.part(key)] += size

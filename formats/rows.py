@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmcleaner.formats.chunks import ChunkError
-from lmcleaner.formats.samples import Sample
+from lmcleaner.formats.layout import damaged
+from lmcleaner.formats.samples import Sample, StoredSample
 from lmcleaner.formats.steps import MicrobatchRecord, StepRecord
 from lmcleaner.formats.tables import TableWriter
 
@@ -37,6 +38,9 @@ class RowWriter:
         tables["steps/loss"].append([sum(m.loss for m in step.microbatches) / self._loss_divisor])
         tables["steps/gradient_norm"].append([step.gradient_norm])
         tables["steps/seconds"].append([step.seconds])
+        norms = tables["steps/unclipped_norm"]
+        if step.unclipped_norm is not None and norms.num_rows == tables["steps/stop"].num_rows - 1:
+            norms.append([step.unclipped_norm])  # of every step or, in a log that was begun without, of none
 
     def _append_microbatch(self, microbatch: MicrobatchRecord) -> None:
         tables = self._tables
@@ -67,41 +71,58 @@ class RowWriter:
 class RowReader:
     """Builds records from the tables."""
 
-    def __init__(self, table: Callable[[str], NDArray[Any]]) -> None:
+    def __init__(self, table: Callable[[str], NDArray[Any]], location: str) -> None:
         """Reads nothing yet.
 
         Args:
             table: name -> all committed rows.
+            location: of the log, for messages.
         """
-        self._table = table
+        self._table, self._location = table, location
 
     def sample(self, row: int) -> Sample:
-        """The sample in row `row` of the sample table."""
-        part = self._range("samples/stop", row)
-        tokens = self._table("samples/tokens")[part.start : part.stop]
-        labels = self._table("samples/labels")[part.start : part.stop]
-        if self._table("samples/redacted")[row]:
-            return Sample(tokens, labels, tombstone=self._table("samples/digest")[row].tobytes())
-        return Sample(tokens, labels)
+        """The sample in row `row` of the sample table; its content is read when somebody looks at it."""
+        return StoredSample(
+            self._table("samples/digest")[row].tobytes(),
+            lambda: self._content(row),
+            is_redacted=bool(self._table("samples/redacted")[row]),
+        )
 
     def step(self, step: int) -> StepRecord:
-        """What step `step` did."""
+        """What step `step` did; no sample's content is read."""
+        norms = self._table("steps/unclipped_norm")
         return StepRecord(
             microbatches=tuple(self._microbatch(row) for row in self._range("steps/stop", step)),
             lr=tuple(float(lr) for lr in self._table("steps/lr")[step]),
             gradient_norm=float(self._table("steps/gradient_norm")[step]),
             seconds=float(self._table("steps/seconds")[step]),
+            unclipped_norm=float(norms[step]) if len(norms) else None,
         )
+
+    def _content(self, row: int) -> Sample:
+        part = self._range("samples/stop", row)
+        tokens = self._table("samples/tokens")[part.start : part.stop]
+        labels = self._table("samples/labels")[part.start : part.stop]
+        digest = self._table("samples/digest")[row].tobytes()
+        if self._table("samples/redacted")[row]:
+            return Sample(tokens, labels, tombstone=digest)
+        found = Sample(tokens, labels)
+        if found.digest != digest:
+            raise damaged(
+                self._location, "samples/digest", f"row {row}: the content has the digest {found.digest.hex()}"
+            )
+        return found
 
     def _microbatch(self, row: int) -> MicrobatchRecord:
         occurrences = self._range("microbatches/stop", row)
-        samples = tuple(self.sample(int(self._table("occurrences/sample")[o])) for o in occurrences)
+        sample_rows = [int(self._table("occurrences/sample")[o]) for o in occurrences]
         starts = tuple(int(self._table("occurrences/start")[o]) for o in occurrences)
         width, rng_row = int(self._table("microbatches/width")[row]), int(self._table("microbatches/rng_row")[row])
-        if any(not 0 <= start <= width - len(s.tokens) for start, s in zip(starts, samples, strict=True)):
+        lengths = [len(self._range("samples/stop", row)) for row in sample_rows]
+        if any(not 0 <= start <= width - length for start, length in zip(starts, lengths, strict=True)):
             raise ChunkError(f"expected samples that fit into {width} tokens, found starts {starts}")
         return MicrobatchRecord(
-            samples=samples,
+            samples=tuple(map(self.sample, sample_rows)),
             starts=starts,
             width=width,
             has_mask=bool(self._table("microbatches/has_mask")[row]),

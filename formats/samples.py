@@ -1,6 +1,7 @@
 """A sample: one row of a microbatch without its padding, named by the digest of its content."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,3 +50,45 @@ class Sample:
     def num_targets(self) -> int:
         """Number of tokens that the loss counts; the first token is never predicted."""
         return int(np.count_nonzero(self.labels[1:] != IGNORED_LABEL))
+
+
+class StoredSample(Sample):
+    """A sample of a log: named by the digest that the log holds, its content read when somebody looks at it."""
+
+    __slots__ = ("_content", "_digest", "_read")
+    _content: Sample | None
+    _digest: bytes
+    _read: Callable[[], Sample]
+
+    def __init__(self, digest: bytes, read: Callable[[], Sample], *, is_redacted: bool) -> None:
+        """Reads nothing yet.
+
+        Args:
+            digest: of the sample.
+            read: gives its content.
+            is_redacted: whether it is a tombstone.
+        """
+        for name, value in {"_digest": digest, "_read": read, "_content": None}.items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "tombstone", digest if is_redacted else b"")
+
+    @property
+    def tokens(self) -> IntArray:
+        """int32 `[length]`."""
+        return self._loaded().tokens
+
+    @property
+    def labels(self) -> IntArray:
+        """int32 `[length]`."""
+        return self._loaded().labels
+
+    @property
+    def digest(self) -> bytes:
+        """As the log holds it; reading the content makes sure that it is right."""
+        return self._digest
+
+    def _loaded(self) -> Sample:
+        if self._content is None:
+            object.__setattr__(self, "_content", self._read())
+        assert self._content is not None
+        return self._content

@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from lmcleaner.formats.bits import Bits
+from lmcleaner.formats.bits import BIT_DTYPES, Bits
 from lmcleaner.formats.canonical import little_endian_bytes
 from lmcleaner.formats.codecs import CODECS, SPAN
 from lmcleaner.formats.layout import num_spans
@@ -77,6 +78,7 @@ class StackReader:
             name: of the stack.
         """
         self._codec, self._dtype = CODECS[tree.codec(name)], tree.manifest.model.dtype
+        self._num_elements = tree.manifest.num_elements
         self._columns = [VectorReader(store, grid) for grid in tree.stack(name)]
 
     def check_room(self, row: int, spans: Sequence[int]) -> None:
@@ -97,6 +99,20 @@ class StackReader:
             FileNotFoundError: a shard isn't there.
         """
         return zip(*(column.read(row, spans) for column in self._columns), strict=True)
+
+    def decoded(self, row: int, spans: Sequence[int]) -> Bits:
+        """Some spans of a row that is coded against zeros, one after the other.
+
+        Raises:
+            ChunkError: a chunk or an index is damaged.
+            FileNotFoundError: a shard isn't there.
+        """
+        self.check_room(row, spans)
+        sizes = [min(SPAN, self._num_elements - span * SPAN) for span in spans]
+        values = np.zeros(sum(sizes), BIT_DTYPES[self._dtype])
+        for number, stored in enumerate(self.stored(row, spans)):
+            self.apply(values[number * SPAN : (number + 1) * SPAN], stored)
+        return values
 
     def apply(self, before: Bits, stored: Sequence[NDArray[Any]]) -> None:
         """Makes `before` what `stored` takes it to, in place."""

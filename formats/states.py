@@ -7,13 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmcleaner.formats.canonical import array_digest
-from lmcleaner.formats.chunks import ChunkError
 from lmcleaner.formats.commit import CheckpointCommit
 from lmcleaner.formats.parallel import in_order
 from lmcleaner.formats.steps import Checkpoint, OptimizerVectors
 from lmcleaner.formats.store import Store
 from lmcleaner.formats.tree import Tree
-from lmcleaner.formats.vectors import Grid, VectorReader, VectorWriter
+from lmcleaner.formats.vectors import Grid, VectorWriter, read_rows
 
 
 def write_checkpoint(store: Store, tree: Tree, checkpoint: Checkpoint, threads: int = 1) -> CheckpointCommit:
@@ -81,14 +80,7 @@ def read_array(store: Store, tree: Tree, step: int, name: str, commit: Checkpoin
         ChunkError: the bytes can't be read or don't have the committed digest.
         FileNotFoundError: an object isn't there.
     """
-    grid = tree.vector(step, name, commit)
-    reader = VectorReader(store, grid)
-    reader.check_room(0, range(grid.chunks_per_row))
-    values = np.empty(grid.length, grid.layout.dtype)
-    for number, span in enumerate(reader.read(0, range(grid.chunks_per_row))):
-        values[number * grid.chunk : number * grid.chunk + len(span)] = span
-    if array_digest(values).hex() != commit.blake3[name]:
-        raise ChunkError(f"{name}: the values don't have the committed digest")
+    values: NDArray[Any] = read_rows(store, tree.vector(step, name, commit), 1, commit.blake3[name])[0]
     return values
 
 

@@ -47,12 +47,14 @@ class StepRecord:
         lr: learning rate that was used, for each parameter group.
         gradient_norm: L2 norm of the gradient that the optimizer was given, after clipping.
         seconds: wall time of the step.
+        unclipped_norm: the norm before clipping; None where nobody told it.
     """
 
     microbatches: tuple[MicrobatchRecord, ...]
     lr: tuple[float, ...]
     gradient_norm: float
     seconds: float
+    unclipped_norm: float | None = None
 
     @property
     def samples(self) -> tuple[Sample, ...]:

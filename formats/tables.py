@@ -27,6 +27,9 @@ class TableCommit:
     sha256: str
 
 
+NO_ROWS = TableCommit(rows=0, sha256=hashlib.sha256().hexdigest())
+
+
 class TableWriter:
     """Rows wait in memory until they are flushed; a running digest covers the flushed ones.
 

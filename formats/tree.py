@@ -7,19 +7,23 @@ import numpy as np
 
 from lmcleaner.formats.arrays import ArrayLayout, group_metadata
 from lmcleaner.formats.bits import BIT_DTYPES
-from lmcleaner.formats.codecs import CODECS
-from lmcleaner.formats.commit import CheckpointCommit, Commit
+from lmcleaner.formats.codecs import CODECS, Column
+from lmcleaner.formats.commit import CheckpointCommit, Commit, CurvatureCommit
 from lmcleaner.formats.documents import metadata_key
 from lmcleaner.formats.layout import (
     CHECKPOINTS,
     COMMIT,
     CORRECTIONS,
+    CURVATURE,
     GRADIENTS,
     GROUPS,
+    OPTIONAL_TABLES,
     TABLES,
     UPDATES,
+    VECTOR_COMPRESSION,
     checkpoint_name,
     correction_name,
+    curvature_name,
     generation_name,
     stack_layout,
     vector_layout,
@@ -29,7 +33,7 @@ from lmcleaner.formats.ranges import steps_in
 from lmcleaner.formats.tables import chunk_keys
 from lmcleaner.formats.vectors import Grid
 
-PARTS = ("samples", "bookkeeping", UPDATES, GRADIENTS, CHECKPOINTS)
+PARTS = ("samples", "bookkeeping", UPDATES, GRADIENTS, CHECKPOINTS, CURVATURE)
 
 
 class Tree:
@@ -49,7 +53,9 @@ class Tree:
         """
         self.manifest, self.generation = manifest, generation
         widths: Any = {"": (), "groups": (len(manifest.optimizer.groups),), "rng_bytes": (manifest.numerics.rng_bytes,)}
-        self.tables: dict[str, ArrayLayout] = {table.name: table.layout(widths) for table in TABLES}
+        self.tables: dict[str, ArrayLayout] = {
+            table.name: table.layout(widths) for table in (*TABLES, *OPTIONAL_TABLES)
+        }
 
     @property
     def stacks(self) -> tuple[str, ...]:
@@ -110,6 +116,30 @@ class Tree:
         layout = vector_layout(column.dtype, length, compression=column.compression, attributes=attributes)
         return Grid(self.path(correction_name(step)), layout, length)
 
+    def curvature(self, step: int, name: str, entry: CurvatureCommit) -> tuple[Grid, int]:
+        """One array of an estimate of the curvature.
+
+        Args:
+            step: from which on the estimate serves.
+            name: of the array.
+            entry: what is committed of the estimate.
+
+        Returns:
+            Where its chunks lie, and its rows: one for each eigenvector, or 1.
+        """
+        dtype, length = self.wide_dtype, self.manifest.num_elements
+        path = self.path(f"{curvature_name(step)}/{name}")
+        if name == "vectors":
+            column = Column(suffix="", dtype=dtype, elements=1, compression=VECTOR_COMPRESSION)
+            return Grid(path, stack_layout(column, length, {}), length), entry.pairs
+        length = entry.pairs if name == "values" else length
+        return Grid(path, vector_layout(dtype, length), length), 1
+
+    @property
+    def wide_dtype(self) -> np.dtype[Any]:
+        """Of what is estimated of parameters: float64 of float64 ones, float32 of others."""
+        return np.dtype(np.float64 if self.manifest.model.dtype == "float64" else np.float32)
+
     def metadata(self, commit: Commit) -> Iterator[tuple[str, bytes]]:
         """The metadata of every group and array, but for the root and the commit record.
 
@@ -121,15 +151,18 @@ class Tree:
         """
         checkpoints = [checkpoint_name(step) for step in commit.checkpoints]
         states = [f"{checkpoint_name(step)}/optimizer" for step in commit.checkpoints]
-        for group in ("", *GROUPS, *checkpoints, *states):
+        estimates = [CURVATURE, *map(curvature_name, commit.curvature)] if commit.curvature else []
+        for group in ("", *GROUPS, *checkpoints, *states, *estimates):
             yield metadata_key(self.path(group)), group_metadata({})
-        for name, layout in self.tables.items():
-            yield metadata_key(self.path(name)), layout.metadata(commit.tables[name].rows)
+        for name in commit.tables:
+            yield metadata_key(self.path(name)), self.tables[name].metadata(commit.tables[name].rows)
         for stack in self.stacks:
             for grid in self.stack(stack):
                 yield metadata_key(grid.path), grid.layout.metadata(commit.steps)
         for grid in self._vectors(commit):
             yield metadata_key(grid.path), grid.layout.metadata(grid.length)
+        for grid, rows in self._estimates(commit):
+            yield metadata_key(grid.path), grid.layout.metadata(rows if grid.layout.row else grid.length)
 
     def objects(self, commit: Commit) -> Iterator[str]:
         """Every object that a commit record counts, metadata included.
@@ -142,13 +175,15 @@ class Tree:
         """
         yield from (metadata_key(""), metadata_key(COMMIT))
         yield from (key for key, _ in self.metadata(commit))
-        for name, layout in self.tables.items():
-            yield from chunk_keys(self.path(name), layout, commit.tables[name].rows)
+        for name in commit.tables:
+            yield from chunk_keys(self.path(name), self.tables[name], commit.tables[name].rows)
         for stack in self.stacks:
             for grid in self.stack(stack):
                 yield from _stack_keys(grid, self.rows_of(stack, commit))
         for grid in self._vectors(commit):
             yield from grid.shards_of(0)
+        for grid, rows in self._estimates(commit):
+            yield from _stack_keys(grid, list(range(rows)))
 
     def rows_of(self, stack: str, commit: Commit) -> list[int]:
         """The steps whose rows the stack holds."""
@@ -163,6 +198,10 @@ class Tree:
         for step, checkpoint in commit.checkpoints.items():
             yield from (self.vector(step, name, checkpoint) for name in checkpoint.blake3)
         yield from map(self.correction, commit.corrections)
+
+    def _estimates(self, commit: Commit) -> Iterator[tuple[Grid, int]]:
+        for step, entry in commit.curvature.items():
+            yield from (self.curvature(step, name, entry) for name in entry.blake3)
 
 
 def _stack_keys(grid: Grid, rows: list[int]) -> Iterator[str]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmcleaner.formats.arrays import ArrayLayout
+from lmcleaner.formats.canonical import array_digest
 from lmcleaner.formats.chunks import (
     ChunkError,
     decode_chunk,
@@ -233,3 +234,31 @@ class VectorReader:
         if size < tail:
             raise ChunkError(f"expected a shard of at least {tail} bytes, found {size}")
         return decode_index(self._store.read(key, size - tail, tail), self._grid.capacity, size)
+
+
+def read_rows(store: Store, grid: Grid, num_rows: int, blake3: str) -> NDArray[Any]:
+    """A whole array, checked against its digest.
+
+    Args:
+        store: where the log lies.
+        grid: where its chunks lie.
+        num_rows: how many rows it has; 1 of a vector.
+        blake3: the committed digest, hexadecimal.
+
+    Returns:
+        Its elements, `[num_rows, length]`.
+
+    Raises:
+        ChunkError: the bytes can't be read or don't have the committed digest.
+        FileNotFoundError: an object isn't there.
+    """
+    reader, spans = VectorReader(store, grid), range(grid.chunks_per_row)
+    for row in range(num_rows):
+        reader.check_room(row, spans)
+    values = np.empty((num_rows, grid.length), grid.layout.dtype)
+    for row in range(num_rows):
+        for number, span in enumerate(reader.read(row, spans)):
+            values[row, number * grid.chunk : number * grid.chunk + len(span)] = span
+    if array_digest(values).hex() != blake3:
+        raise ChunkError("the values don't have the committed digest")
+    return values

@@ -8,7 +8,7 @@ from typing import Literal
 from lmcleaner.formats.chunks import ChunkError
 from lmcleaner.formats.documents import DOCUMENT_BYTES
 from lmcleaner.formats.errors import DamagedError
-from lmcleaner.formats.layout import GRADIENTS, TABLES, UPDATES, checkpoint_name, is_uncounted, num_spans
+from lmcleaner.formats.layout import GRADIENTS, UPDATES, checkpoint_name, curvature_name, is_uncounted, num_spans
 from lmcleaner.formats.ledger import walk_ledger
 from lmcleaner.formats.ranges import Ranges, ranges_of, readable_steps
 from lmcleaner.formats.reader import TrainingLog
@@ -46,11 +46,13 @@ def find_problems(log: TrainingLog) -> Iterator[Problem | None]:
     Yields:
         A problem, or None for each sound part, so that a caller can show progress; about `num_parts` of them.
     """
-    damaged_tables = [problem for table in TABLES if (problem := _of_table(log, table.name)) is not None]
+    names = [name for name in log.tree.tables if name in log.commit.tables]
+    damaged_tables = [problem for name in names if (problem := _of_table(log, name)) is not None]
     yield from _of_ledger(log)
     yield from damaged_tables
-    yield from (None for _ in range(len(TABLES) - len(damaged_tables)))
+    yield from (None for _ in range(len(names) - len(damaged_tables)))
     yield from _of_checkpoints(log)
+    yield from _of_curvature(log)
     if any(problem.array.startswith("steps/") for problem in damaged_tables):
         return  # without them nobody knows how many steps there really are, nor their digests
     if UPDATES in log.tree.stacks:
@@ -66,9 +68,10 @@ def find_problems(log: TrainingLog) -> Iterator[Problem | None]:
 def num_parts(log: TrainingLog) -> int:
     """About how many parts `find_problems` will check."""
     arrays = sum(len(checkpoint.blake3) for checkpoint in log.commit.checkpoints.values())
+    arrays += sum(len(estimate.blake3) for estimate in log.commit.curvature.values())
     updates = sum(stop - first for first, stop in log.commit.updates)
     gradients = sum(stop - first for first, stop in log.commit.gradients)
-    return len(TABLES) + arrays + updates + gradients
+    return len(log.commit.tables) + arrays + updates + gradients
 
 
 def _of_table(log: TrainingLog, name: str) -> Problem | None:
@@ -85,6 +88,12 @@ def _of_checkpoints(log: TrainingLog) -> Iterator[Problem | None]:
     for step in log.checkpoint_steps:
         for name in log.commit.checkpoints[step].blake3:
             yield _tried(f"{checkpoint_name(step)}/{name}", step, log.checkpoint_array, step, name)
+
+
+def _of_curvature(log: TrainingLog) -> Iterator[Problem | None]:
+    for step, entry in sorted(log.commit.curvature.items()):
+        for name in entry.blake3:
+            yield _tried(f"{curvature_name(step)}/{name}", step, log.curvature_array, step, name)
 
 
 def _of_updates(log: TrainingLog) -> Iterator[Problem | None]:
@@ -209,7 +218,7 @@ def usable(log: TrainingLog, problems: Sequence[Problem]) -> Usable:
         What is left; everything, where nothing is damaged.
     """
     bad = [problem for problem in problems if problem.kind != "leftover"]
-    tables = {problem.array for problem in bad} & {table.name for table in TABLES}
+    tables = {problem.array for problem in bad} & set(log.tree.tables)
     broken = {problem.step for problem in bad if problem.array.startswith("checkpoints/")}
     checkpoints = tuple(step for step in log.checkpoint_steps if step not in broken)
     if any(name.startswith("steps/") for name in tables):

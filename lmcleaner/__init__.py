@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lmcleaner.audit.check import AuditOptions, AuditReport, audit_model
     from lmcleaner.choices import (
         Codec,
+        CurvatureKind,
         Denominator,
         HessianMode,
         Level,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from lmcleaner.inspection.find import Match, find_text
     from lmcleaner.inspection.summary import Summary, summarize
     from lmcleaner.inspection.verify import Verification, verify
+    from lmcleaner.recording.curvature import CurvatureOptions, CurvatureResult, record_curvature
     from lmcleaner.recording.describe import RunDescription
     from lmcleaner.recording.options import RecordOptions
     from lmcleaner.recording.recorder import Recorder
@@ -50,6 +52,9 @@ __all__ = [
     "AuditReport",
     "Codec",
     "Curvature",
+    "CurvatureKind",
+    "CurvatureOptions",
+    "CurvatureResult",
     "DamagedError",
     "Denominator",
     "DivergedError",
@@ -85,6 +90,7 @@ __all__ = [
     "find_text",
     "prune",
     "record",
+    "record_curvature",
     "restore",
     "resumed_options",
     "summarize",
@@ -101,6 +107,7 @@ _HOMES = {
     "lmcleaner.inspection.find": ("Match", "find_text"),
     "lmcleaner.inspection.summary": ("Summary", "summarize"),
     "lmcleaner.inspection.verify": ("Verification", "verify"),
+    "lmcleaner.recording.curvature": ("CurvatureOptions", "CurvatureResult", "record_curvature"),
     "lmcleaner.recording.describe": ("RunDescription",),
     "lmcleaner.recording.options": ("RecordOptions",),
     "lmcleaner.recording.recorder": ("Recorder",),
@@ -109,7 +116,8 @@ _HOMES = {
     "lmcleaner.unlearning.options": ("Thresholds", "UnlearnOptions"),
     "lmcleaner.unlearning.run": ("UnlearnResult", "unlearn"),
     "lmcleaner.choices": (
-        "Codec", "Denominator", "HessianMode", "Level", "ModelDtype", "OptimizerName", "Propagation", "Scheduler",
+        "Codec", "CurvatureKind", "Denominator", "HessianMode", "Level", "ModelDtype", "OptimizerName", "Propagation",
+        "Scheduler",
     ),
     "lmcleaner.formats.errors": (
         "DamagedError", "DivergedError", "ExistsError", "InsufficientLogError", "LmcleanerError", "MismatchError",

@@ -8,6 +8,8 @@ from lmcleaner.formats.errors import UsageError
 Choice = TypeVar("Choice", bound=StrEnum)
 Steps = int | None | Literal["auto"]  # K: None carries to the end of the run, "auto" until the deviation has settled
 
+DEFAULT_RANK = 10  # eigenpairs of a curvature
+
 
 def choose(kind: type[Choice], value: str, option: str) -> Choice:
     """The choice of a name.
@@ -89,8 +91,22 @@ class HessianMode(StrEnum):
     GGN = "GGN"
     EMPIRICAL_FISHER = "empirical_fisher"
     DIAG = "diag"
+    DIAG_HESSIAN = "diag_hessian"
     LOW_RANK = "low_rank"
     FISHER = "fisher"
+
+
+# Modes whose curvature is written down, so that they need no row for a product.
+WRITTEN = frozenset({HessianMode.DIAG, HessianMode.DIAG_HESSIAN, HessianMode.LOW_RANK, HessianMode.FISHER})
+
+
+class CurvatureKind(StrEnum):
+    """Which curvature a log holds, for the mode of the same name."""
+
+    NONE = "none"
+    DIAG = "diag"
+    DIAG_HESSIAN = "diag_hessian"
+    LOW_RANK = "low_rank"
 
 
 class Propagation(StrEnum):

@@ -15,6 +15,7 @@ from lmcleaner.formats.bits import Bits
 from lmcleaner.formats.canonical import array_digest
 from lmcleaner.formats.codecs import CODECS
 from lmcleaner.formats.commit import Change
+from lmcleaner.formats.curvature import curvature_writer
 from lmcleaner.formats.generation import GenerationWriter
 from lmcleaner.formats.golden.runs import GOLDEN, Golden, Run, make_run, redacted
 from lmcleaner.formats.manifest import CodecName
@@ -44,11 +45,22 @@ def write_log(location: Path | Store, golden: Golden) -> Run:
     with LogWriter.create(store, run.manifest, run.checkpoints[0]) as writer:
         _append(writer, run)
         writer.commit(finished=True)
+    if run.curvature:
+        _add_curvature(store, run)
     if not golden.is_redacted:
         return run
     run = redacted(run, golden)
     _write_next_generation(store, run)
     return run
+
+
+def _add_curvature(store: Store, run: Run) -> None:
+    log = TrainingLog(store)
+    with curvature_writer(log) as writer:
+        for step, estimate in run.curvature.items():
+            writer.write(step, estimate)
+        time = "2026-01-03T04:05:06+00:00"
+        writer.commit(Change(kind="curvature", time=time, root_before=log.root, details={"rank": 5}))
 
 
 def _write_next_generation(store: Store, run: Run) -> None:
@@ -91,6 +103,19 @@ def expected_of(run: Run) -> dict[str, Any]:
             str(step): {name: _hex(values) for name, values in _arrays(checkpoint).items()}
             for step, checkpoint in run.checkpoints.items()
         },
+        **({"curvature": _estimates(run)} if run.curvature else {}),
+    }
+
+
+def _estimates(run: Run) -> dict[str, Any]:
+    return {
+        str(step): {
+            "kind": estimate.kind,
+            "rank": estimate.rank,
+            "trace": estimate.trace,
+            "blake3": {name: _hex(values) for name, values in estimate.arrays.items()},
+        }
+        for step, estimate in run.curvature.items()
     }
 
 
@@ -151,6 +176,7 @@ def _step_tables(run: Run) -> dict[str, list[Any]]:
         "steps/parameters_blake3": [_hex(bits) for bits in run.parameters[1:]],
         "steps/reconstruction_blake3": [_hex(bits) for bits in _reconstructions(run)] if is_lossy else [],
         "steps/gradient_blake3": [_hex(bits) for bits in _coded_gradients(run)],
+        **({"steps/unclipped_norm": [step.unclipped_norm for step in run.steps]} if run.curvature else {}),
     }
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmcleaner.formats.bits import Bits
+from lmcleaner.formats.commit import EstimateKind
+from lmcleaner.formats.curvature import Curvature
 from lmcleaner.formats.manifest import CodecName, Manifest, ModelEntry, NumericsEntry, OptimizerEntry, ParameterEntry
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
 from lmcleaner.formats.steps import Checkpoint, MicrobatchRecord, OptimizerVectors, StepRecord
@@ -37,6 +39,8 @@ class Golden:
         checkpoint_every: steps between checkpoints.
         stride: only every so many elements of a parameter vector aren't zero.
         is_redacted: whether the log was written anew without one sample.
+        curvature: kind of the curvature that was estimated at each checkpoint but the last, if any; then the log also
+            tells the norms before clipping.
     """
 
     name: str
@@ -48,6 +52,7 @@ class Golden:
     checkpoint_every: int = 3
     stride: int = 1
     is_redacted: bool = False
+    curvature: EstimateKind | None = None
 
 
 GOLDEN = (
@@ -57,6 +62,16 @@ GOLDEN = (
     Golden(name="v1-none", updates="none", dtype="float64", shapes=SMALL, num_steps=5),
     Golden(name="v1-two-spans", updates="int4", shapes=LARGE, num_steps=17, checkpoint_every=9, stride=4099),
     Golden(name="v1-redacted", shapes=SMALL, num_steps=4, is_redacted=True),
+    Golden(name="v1-low-rank", gradients="lossless", shapes=SMALL, num_steps=5, curvature="low_rank"),
+    Golden(
+        name="v1-diagonal",
+        dtype="float64",
+        updates="none",
+        gradients="lossless",
+        shapes=SMALL,
+        num_steps=4,
+        curvature="diag_hessian",
+    ),
 )
 
 
@@ -70,6 +85,7 @@ class Run:
         parameters: bit patterns of θ[0] to θ[τ].
         gradients: bit patterns of the gradient of each step.
         checkpoints: step -> full state.
+        curvature: step -> estimate.
     """
 
     manifest: Manifest
@@ -77,6 +93,7 @@ class Run:
     parameters: tuple[Bits, ...]
     gradients: tuple[Bits, ...]
     checkpoints: dict[int, Checkpoint]
+    curvature: dict[int, Curvature]
 
 
 class Numbers:
@@ -122,13 +139,34 @@ def make_run(golden: Golden) -> Run:
     pool = [_sample(numbers, length) for length in (5, 1, 2, 3, 4, 6, 6)]
     parameters = tuple(_walk(numbers, golden, manifest.num_elements))
     kept = sorted({*range(0, golden.num_steps, golden.checkpoint_every), golden.num_steps})
-    return Run(
+    run = Run(
         manifest=manifest,
         steps=tuple(_step(numbers, pool) for _ in range(golden.num_steps)),
         parameters=parameters,
         gradients=tuple(_vector(numbers, golden, manifest.num_elements) for _ in range(golden.num_steps)),
         checkpoints={step: _checkpoint(numbers, golden, step, parameters[step]) for step in kept},
+        curvature={},
     )
+    return run if golden.curvature is None else _with_curvature(run, numbers, golden)
+
+
+def _with_curvature(run: Run, numbers: Numbers, golden: Golden) -> Run:
+    assert golden.curvature is not None
+    steps = tuple(replace(step, unclipped_norm=step.gradient_norm * 2) for step in run.steps)
+    last = max(run.checkpoints)
+    estimates = {step: _estimate(numbers, golden, run.manifest.num_elements) for step in run.checkpoints if step < last}
+    return replace(run, steps=steps, curvature=estimates)
+
+
+def _estimate(numbers: Numbers, golden: Golden, count: int) -> Curvature:
+    """Three eigenpairs of five that were asked for, or a diagonal; they needn't be any matrix's."""
+    dtype = np.float64 if golden.dtype == "float64" else np.float32
+    rows = np.stack([_vector(numbers, golden, count, "float32").view(np.float32).astype(dtype) for _ in range(3)])
+    assert golden.curvature is not None
+    if golden.curvature != "low_rank":
+        return Curvature(kind=golden.curvature, rank=0, trace=numbers.fraction(), arrays={"diagonal": rows[0]})
+    arrays = {"values": np.array([3, 1.5, 0.25], dtype), "vectors": rows}
+    return Curvature(kind=golden.curvature, rank=5, trace=8 + numbers.fraction(), arrays=arrays)
 
 
 def redacted(run: Run, golden: Golden) -> Run:

@@ -132,7 +132,7 @@ def audit_model(
         if options.oracle:
             unchecked["oracle"] = "the log no longer holds the rows, nor the run with them"
         return AuditReport(checks=checks | found.checks, unchecked=unchecked, document=document, oracle=None)
-    if since:
+    if any(change.kind == "pruning" for change in since or ()):
         unchecked["windows"] = "checkpoints or updates were pruned since"
     checks |= _log_checks(document, log, since) | request_checks(document, stated_forget_set(document), log)
     checks = {name: problem for name, problem in checks.items() if name not in unchecked}

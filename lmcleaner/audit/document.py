@@ -120,6 +120,8 @@ def _window(report: WindowReport) -> dict[str, Any]:
         "linearization_error": report.linearization_error,
         "linearization_errors": {str(step): error for step, error in report.marks.items()},
         "settled": report.settled,
+        "data_free": report.data_free,
+        "curvature_captured": report.curvature_captured,
         "replay_exact": report.replay_exact,
     }
 

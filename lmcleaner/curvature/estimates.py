@@ -17,6 +17,16 @@ Product = Callable[[Vector], Vector]
 class Estimate(ABC):
     """A symmetric matrix over the parameters; `estimate @ vector` is its product with one tensor for each parameter."""
 
+    @property
+    @abstractmethod
+    def trace(self) -> float:
+        """Estimated trace of the matrix that it is an estimate of."""
+
+    @property
+    def captured(self) -> float | None:
+        """Which share of that trace is its own; None where that says nothing, as of a diagonal."""
+        return None
+
     @abstractmethod
     def __matmul__(self, vector: Vector) -> list[Tensor]:
         """The product, with the shapes and dtypes of the vector."""
@@ -27,7 +37,7 @@ class Diagonal(Estimate):
     """A matrix with nothing beside its diagonal.
 
     Attributes:
-        entries: the diagonal, one tensor for each parameter.
+        entries: the diagonal, one tensor for each parameter, in float32 at least.
     """
 
     entries: Vector
@@ -49,14 +59,26 @@ class LowRank(Estimate):
     Attributes:
         values: Λ, the eigenvalues `[rank]`, largest first.
         vectors: U, orthonormal rows `[rank, p]`.
+        whole_trace: estimated trace of the matrix that they are eigenpairs of.
     """
 
     values: Tensor
     vectors: Tensor
+    whole_trace: float
 
     def __matmul__(self, vector: Vector) -> list[Tensor]:
         """O(rank·p)."""
-        return _like(self.vectors.T @ (self.values * (self.vectors @ _flat(vector))), vector)
+        return _like(torch.mv(self.vectors.T, self.values * torch.mv(self.vectors, _flat(vector))), vector)
+
+    @property
+    def trace(self) -> float:
+        """Of the whole matrix."""
+        return self.whole_trace
+
+    @property
+    def captured(self) -> float:
+        """Sum of the eigenvalues / trace; 1 of a matrix of zeros."""
+        return float(self.values.sum(dtype=torch.float64)) / self.whole_trace if self.whole_trace else 1.0
 
 
 def estimate_diagonal(product: Product, like: Vector, probes: int, generator: torch.Generator) -> Diagonal:
@@ -75,7 +97,7 @@ def estimate_diagonal(product: Product, like: Vector, probes: int, generator: to
     Returns:
         The estimate.
     """
-    entries = [torch.zeros_like(part) for part in like]
+    entries = [torch.zeros_like(part, dtype=_wide(part.dtype)) for part in like]
     for _ in range(probes):
         signs = [_random(part, generator).sign_() for part in like]
         for entry, sign, image in zip(entries, signs, product(signs), strict=True):
@@ -83,17 +105,20 @@ def estimate_diagonal(product: Product, like: Vector, probes: int, generator: to
     return Diagonal(entries)
 
 
-def estimate_low_rank(product: Product, like: Vector, rank: int, generator: torch.Generator) -> LowRank:
-    """The largest eigenpairs, by Lanczos' iteration with full reorthogonalization.
+def estimate_low_rank(product: Product, like: Vector, rank: int, probes: int, generator: torch.Generator) -> LowRank:
+    """The largest eigenpairs, by Lanczos' iteration with full reorthogonalization, and the trace.
 
     Twice as many products as pairs, and one: Ritz values lie below the eigenvalues and come near the largest first
-    (Golub & Van Loan, "Matrix Computations", §10.1 and §10.3).
+    (Golub & Van Loan, "Matrix Computations", §10.1 and §10.3). The trace within the basis is known then; the rest is
+    Hutchinson's mean of z·C·z over random signs z without their part in the basis (Meyer, Musco, Musco & Woodruff,
+    "Hutch++: Optimal Stochastic Trace Estimation", 2021), so that of a semidefinite C it is never less than the pairs'.
 
     Args:
         product: C·v with a symmetric C.
         like: tensors of the parameters' shapes, dtypes and device.
         rank: number of pairs; fewer come back where C has no more.
-        generator: of the first vector; on the CPU.
+        probes: number of signs, a product each, for the trace; with none it is that within the basis.
+        generator: of the first vector and the signs; on the CPU.
 
     Returns:
         Ritz values and vectors, in float32 at least; 2·rank + 1 parameter vectors are held meanwhile.
@@ -116,7 +141,18 @@ def estimate_low_rank(product: Product, like: Vector, rank: int, generator: torc
     values, small = torch.linalg.eigh(
         torch.diag(torch.tensor(diagonal, dtype=torch.float64)) + off_diagonal + off_diagonal.T
     )
-    return LowRank(values[-rank:].flip(0).to(first), small[:, -rank:].flip(1).to(first).T @ basis[:size])
+    trace = sum(diagonal) + _trace_beside(product, like, basis[:size], probes, generator)
+    return LowRank(values[-rank:].flip(0).to(first), small[:, -rank:].flip(1).to(first).T @ basis[:size], trace)
+
+
+def _trace_beside(product: Product, like: Vector, basis: Tensor, probes: int, generator: torch.Generator) -> float:
+    """Trace of (I - QᵀQ)·C·(I - QᵀQ) for orthonormal rows Q."""
+    total = 0.0
+    for _ in range(probes):
+        signs = _flat([_random(part, generator).sign_() for part in like])
+        beside = signs - basis.T @ (basis @ signs)
+        total += float(beside @ _flat(product(_like(beside, like)))) / probes
+    return total
 
 
 def check_rank(rank: int, num_elements: int, device: torch.device, option: str = "--rank") -> None:
@@ -149,7 +185,12 @@ def _random(part: Tensor, generator: torch.Generator) -> Tensor:
 def _flat(vector: Vector) -> Tensor:
     """`[p]`, in float32 at least."""
     flat = torch.cat([part.reshape(-1) for part in vector])
-    return flat.float() if flat.element_size() < 4 else flat
+    return flat.to(_wide(flat.dtype))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype, or float32 where it is narrower."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _like(flat: Tensor, vector: Vector) -> list[Tensor]:

@@ -199,7 +199,7 @@ class Curvature:
         """
         check_rank(rank, self.shape[0], self.device, "rank")
         generator = torch.Generator().manual_seed(seed)
-        found = estimate_low_rank(self._product, self._source.parameters, rank, generator)
+        found = estimate_low_rank(self._product, self._source.parameters, rank, 0, generator)
         return found.values, found.vectors.T
 
     def _product(self, vector: Sequence[Tensor]) -> list[Tensor]:

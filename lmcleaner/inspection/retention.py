@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from lmcleaner.choices import HessianMode
+from lmcleaner.choices import WRITTEN, HessianMode
 from lmcleaner.formats.pruning import PruningPlan
 from lmcleaner.formats.ranges import Ranges, ranges_of, readable_steps, steps_in
 from lmcleaner.formats.reader import TrainingLog
@@ -39,7 +39,8 @@ class Outlook:
         replayed: [first, stop) of each range of steps before which θ can't be read any more; all but secant replay it.
         later_end_steps: steps by which a window with a K below all ends later than before, at most; its end moves on to
             where θ can be read.
-        recomputed: [first, stop) of each range of steps whose gradients go; fisher computes them again.
+        recomputed: [first, stop) of each range of steps whose gradients go; modes that write curvature down compute
+            them again.
         modes: what becomes of requests in each mode.
     """
 
@@ -71,8 +72,10 @@ def outlook(log: TrainingLog, plan: PruningPlan) -> Outlook:
         if log.num_steps not in after:
             return "impossible"
         is_replayed = bool(replayed) and mode is not HessianMode.SECANT
-        is_recomputed = bool(recomputed) and mode is HessianMode.FISHER
-        return "slower" if lead_ins or later or is_replayed or is_recomputed else "possible"
+        loses_gradients = log.commit.gradients != plan.gradients
+        kinds = {entry.kind for step, entry in log.commit.curvature.items() if step not in plan.curvature}
+        loses = (mode in WRITTEN and loses_gradients) or mode.value in kinds
+        return "slower" if lead_ins or later or is_replayed or loses else "possible"
 
     modes = {mode: outcome(mode) for mode in HessianMode}
     return Outlook(lead_ins=lead_ins, replayed=replayed, later_end_steps=later, recomputed=recomputed, modes=modes)

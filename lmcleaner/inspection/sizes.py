@@ -3,7 +3,16 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lmcleaner.formats.layout import CHECKPOINTS, CORRECTIONS, GRADIENTS, LEDGER, METADATA, UPDATES, is_uncounted
+from lmcleaner.formats.layout import (
+    CHECKPOINTS,
+    CORRECTIONS,
+    CURVATURE,
+    GRADIENTS,
+    LEDGER,
+    METADATA,
+    UPDATES,
+    is_uncounted,
+)
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.tree import PARTS
 
@@ -13,10 +22,10 @@ class PartSize:
     """Objects of one part of a log.
 
     Attributes:
-        name: samples, bookkeeping, updates, gradients, checkpoints or leftovers.
+        name: samples, bookkeeping, updates, gradients, checkpoints, curvature or leftovers.
         num_files: objects.
         num_bytes: bytes of them.
-        unit: what the part grows by: sample, microbatch, "parameter and step", checkpoint; "" of leftovers.
+        unit: what the part grows by: sample, microbatch, "parameter and step", checkpoint, estimate; "" of leftovers.
         bytes_per_unit: bytes for each; None where there are none.
     """
 
@@ -64,7 +73,7 @@ class Sizes:
 
     Attributes:
         parts: in the order of `PARTS`, leftovers last.
-        arrays: the largest first; a checkpoint, a correction and the request ledger as a whole.
+        arrays: the largest first; a checkpoint, a correction, an estimate and the request ledger as a whole.
         leftovers: in the order of their keys.
     """
 
@@ -115,7 +124,7 @@ def _array_of(path: str) -> str:
     parts = path.partition("/c/")[0].removesuffix(METADATA).rstrip("/").split("/")
     if parts[0] == LEDGER:
         return LEDGER
-    return "/".join(parts[:2]) if parts[0] in {CHECKPOINTS, CORRECTIONS} else "/".join(parts)
+    return "/".join(parts[:2]) if parts[0] in {CHECKPOINTS, CORRECTIONS, CURVATURE} else "/".join(parts)
 
 
 def _part(log: TrainingLog, name: str, sizes: list[int]) -> PartSize:
@@ -125,6 +134,7 @@ def _part(log: TrainingLog, name: str, sizes: list[int]) -> PartSize:
         UPDATES: ("parameter and step", _num_elements(log, UPDATES)),
         GRADIENTS: ("parameter and step", _num_elements(log, GRADIENTS)),
         CHECKPOINTS: ("checkpoint", len(log.checkpoint_steps)),
+        CURVATURE: ("estimate", len(log.commit.curvature)),
     }
     unit, count = units.get(name, ("", 0))
     share = sum(sizes) / count if count else None

@@ -31,6 +31,8 @@ class Summary:
         kept_updates: [first, stop) of each range of steps whose updates the log holds.
         gradients: how the gradients are stored.
         kept_gradients: likewise of the gradients.
+        curvature: kind of the recorded curvature; "none" without.
+        curvature_steps: from which on an estimate of it serves, each until the next.
         history: kind and time of what was done to the log since.
         writer: who writes the log now, or None.
         loss: loss of each step, nats.
@@ -57,6 +59,8 @@ class Summary:
     kept_updates: tuple[tuple[int, int], ...]
     gradients: str
     kept_gradients: tuple[tuple[int, int], ...]
+    curvature: str
+    curvature_steps: tuple[int, ...]
     history: tuple[tuple[str, str], ...]
     writer: str | None
     loss: tuple[float, ...]
@@ -98,6 +102,8 @@ def summarize(log: TrainingLog) -> Summary:
         kept_updates=log.commit.updates,
         gradients=manifest.gradients,
         kept_gradients=log.commit.gradients,
+        curvature=next((entry.kind for entry in log.commit.curvature.values()), "none"),
+        curvature_steps=tuple(sorted(log.commit.curvature)),
         history=tuple((change.kind, change.time) for change in log.commit.history),
         writer=_writer(log),
         loss=tuple(float(loss) for loss in log.table("steps/loss")),

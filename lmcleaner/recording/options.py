@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmcleaner.choices import Codec, ModelDtype, OptimizerName, Scheduler, choose
+from lmcleaner.choices import DEFAULT_RANK, Codec, CurvatureKind, ModelDtype, OptimizerName, Scheduler, choose
 from lmcleaner.formats.errors import UsageError
 
 # Options that say where things lie and what becomes of the log: no part of how the run trains.
 PLACES = ("model", "data", "output", "overwrite", "resume")
+LATER = ("curvature", "rank")  # options that logs of before don't hold
 
 DEFAULT_TEMPLATE = "Question: {question} Answer:"
 _CHOICES = {
@@ -15,6 +16,7 @@ _CHOICES = {
     "scheduler": Scheduler,
     "updates": Codec,
     "gradients": Codec,
+    "curvature": CurvatureKind,
     "dtype": ModelDtype,
 }
 
@@ -47,6 +49,8 @@ class RecordOptions:
         checkpoint_every: steps between checkpoints.
         updates: how θ after each step is stored.
         gradients: how the clipped gradients are stored.
+        curvature: what is estimated at each checkpoint when the training is over, and stored.
+        rank: eigenpairs of the curvature low_rank.
         overwrite: removes a log that lies at the log's place.
         resume: goes on with the interrupted run whose log lies at the log's place; all options but `model`, `data` and
             `output` must be those that it began with.
@@ -75,6 +79,8 @@ class RecordOptions:
     checkpoint_every: int = 100
     updates: Codec = Codec.LOSSLESS
     gradients: Codec = Codec.NONE
+    curvature: CurvatureKind = CurvatureKind.NONE
+    rank: int = DEFAULT_RANK
     overwrite: bool = False
     resume: bool = False
 
@@ -98,6 +104,7 @@ class RecordOptions:
             "max-steps": (self.max_steps is None or self.max_steps >= 1, "at least 1"),
             "threads": (self.threads is None or self.threads >= 1, "at least 1"),
             "checkpoint-every": (self.checkpoint_every >= 1, "at least 1"),
+            "rank": (1 <= self.rank <= 65536, "1 to 65536"),
         }
         for name, (is_valid, expected) in checks.items():
             if not is_valid:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lmcleaner.choices import CurvatureKind
 from lmcleaner.data.encoding import Encoding
 from lmcleaner.data.rows import RowSource
 from lmcleaner.formats.wording import counted
@@ -40,12 +41,14 @@ def expected_storage(model: Any, num_steps: int, options: RecordOptions) -> Stor
         checkpoint_every=options.checkpoint_every,
         updates=options.updates,
         gradients=options.gradients,
+        curvature_vectors={CurvatureKind.NONE: 0, CurvatureKind.LOW_RANK: options.rank}.get(options.curvature, 1),
     )
 
 
 def plan_line(model: Any, num_rows: int, num_steps: int, estimate: StorageEstimate) -> str:
     """The plan in a line for people."""
     parts = f"steps {estimate.steps / 1e6:,.1f}, checkpoints {estimate.checkpoints / 1e6:,.1f}"
+    parts += f", curvature {estimate.curvature / 1e6:,.1f}" if estimate.curvature else ""
     return (
         f"{model.num_parameters():,} parameters, {counted(num_rows, 'row')}, {counted(num_steps, 'step')}; the log "
         f"will take about {estimate.total / 1e6:,.1f} MB ({parts})"

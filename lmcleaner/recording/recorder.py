@@ -23,6 +23,7 @@ from lmcleaner.recording.describe import RunDescription, describe_run, take_chec
 from lmcleaner.recording.microbatches import microbatch_record
 from lmcleaner.recording.repeated import RepeatedSteps
 from lmcleaner.recording.resume import open_unfinished
+from lmcleaner.recording.unclipped import UnclippedNorm
 from lmcleaner.training.numerics import rng_state
 from lmcleaner.training.vectors import bits_of
 
@@ -84,6 +85,8 @@ class Recorder:
         self._idle_cores = _idle_cores(self._parameters[0].device)
         self._last_checkpoint = self._past.checkpoints[-1] if self._past else 0
         self._gradient: Bits | None = None
+        is_clipped = self._manifest.max_grad_norm is not None and self._manifest.gradients != "none"
+        self._unclipped = UnclippedNorm(self._parameters) if is_clipped else None
         self._handles: list[Any] = []
         self._pending: dict[str, Any] | None = None
         self._rng_before = b""
@@ -107,6 +110,7 @@ class Recorder:
             self._module.register_forward_hook(self._after_forward, with_kwargs=True),
             self._optimizer.register_step_pre_hook(self._before_step),
             self._optimizer.register_step_post_hook(self._after_step),
+            *(self._unclipped.attach() if self._unclipped is not None else ()),
         ]
         self._last_time = time.perf_counter()
         return self
@@ -195,11 +199,14 @@ class Recorder:
                 hint="call model.train() before the loop; passes in eval mode or under no_grad aren't recorded",
             )
         check_hyperparameters(optimizer, self._manifest, self.num_steps)
+        limit = self._manifest.max_grad_norm
+        norm = gradient_norm(self._parameters, limit, self.num_steps)
         self._step = StepRecord(
             microbatches=tuple(self._microbatches),
             lr=tuple(float(group["lr"]) for group in optimizer.param_groups),
-            gradient_norm=gradient_norm(self._parameters, self._manifest.max_grad_norm, self.num_steps),
+            gradient_norm=norm,
             seconds=0.0,
+            unclipped_norm=self._unclipped.take(norm, limit, self.num_steps) if self._unclipped and limit else None,
         )
         if self._manifest.gradients != "none":
             gradients = (p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters)

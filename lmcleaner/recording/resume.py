@@ -17,7 +17,7 @@ from lmcleaner.formats.wording import counted
 from lmcleaner.formats.writer import check_unchanged
 from lmcleaner.progress import Progress
 from lmcleaner.recording.describe import trainable_parameters
-from lmcleaner.recording.options import PLACES, RecordOptions
+from lmcleaner.recording.options import LATER, PLACES, RecordOptions
 from lmcleaner.training.numerics import restore_rng, unrestorable
 from lmcleaner.training.optimizers import load_vectors
 from lmcleaner.training.vectors import tensors_of
@@ -41,7 +41,8 @@ def open_unfinished(location: Store | Path | str) -> TrainingLog:
     if log.commit.finished:
         raise ExistsError(
             f"nothing to resume: {log.location}: the run finished after {counted(log.num_steps, 'step')}",
-            hint="record a new run into another log, or give --overwrite instead of --resume",
+            hint="record a new run into another log, or give --overwrite instead of --resume; `lmcleaner curvature` "
+            "adds curvature to a finished log",
         )
     check_unchanged(log)
     return log
@@ -108,7 +109,10 @@ def resumed_options(location: Path | str, output: Path, **changes: Any) -> Recor
         "output": output,
     }
     try:
-        logged = RecordOptions(**{name: log.manifest.training[name] for name in names}, **places)
+        held = {
+            name: log.manifest.training[name] for name in names if name in log.manifest.training or name not in LATER
+        }
+        logged = RecordOptions(**held, **places)
     except (KeyError, TypeError, UsageError) as error:
         raise InsufficientLogError(
             f"the log doesn't hold the options of its run: {location}: {error}",

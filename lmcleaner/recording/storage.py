@@ -30,16 +30,18 @@ class StorageEstimate:
         steps: of θ after every step, and of the gradients.
         checkpoints: of the full states.
         bookkeeping: of rows, learning rates, losses.
+        curvature: of the estimates.
     """
 
     steps: int
     checkpoints: int
     bookkeeping: int
+    curvature: int = 0
 
     @property
     def total(self) -> int:
         """All parts together."""
-        return self.steps + self.checkpoints + self.bookkeeping
+        return self.steps + self.checkpoints + self.bookkeeping + self.curvature
 
 
 def estimate_storage(
@@ -52,6 +54,7 @@ def estimate_storage(
     checkpoint_every: int,
     updates: Codec,
     gradients: Codec,
+    curvature_vectors: int = 0,
 ) -> StorageEstimate:
     """Expects what a log will take.
 
@@ -64,6 +67,7 @@ def estimate_storage(
         checkpoint_every: steps between checkpoints.
         updates: how θ after every step is stored.
         gradients: how the gradients are stored.
+        curvature_vectors: vectors of parameter size in an estimate of the curvature.
 
     Returns:
         The estimate, in bytes; rather too high, since updates shrink with the learning rate.
@@ -76,6 +80,7 @@ def estimate_storage(
         steps=int(num_steps * num_elements * per_element),
         checkpoints=int(states * _CHECKPOINT_BYTES_PER_ITEM_BYTE),
         bookkeeping=num_steps * rows_per_step * _BOOKKEEPING_BYTES_PER_ROW,
+        curvature=int((num_checkpoints - 1) * curvature_vectors * num_elements * max(4, item_bytes)),
     )
 
 

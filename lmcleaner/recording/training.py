@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lmcleaner.choices import CurvatureKind
 from lmcleaner.data.encoding import Encoding
 from lmcleaner.data.rows import read_rows
 from lmcleaner.formats.places import check_place
@@ -16,6 +17,7 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
 from lmcleaner.output import atomic_folder, check_free
 from lmcleaner.progress import Progress, Silent
+from lmcleaner.recording.curvature import CurvatureOptions, record_curvature
 from lmcleaner.recording.optimizer import optimizer_class
 from lmcleaner.recording.options import RecordOptions
 from lmcleaner.recording.plan import describe, expected_storage, plan_line, planned_steps
@@ -74,9 +76,18 @@ def record(log: Path | str, options: RecordOptions, progress: Progress | None = 
         UsageError: an option contradicts the log to resume.
         MismatchError: the model, the data or a repeated step is not that of the log to resume.
         ResourceError: no room on the disk.
-        DivergedError: a gradient was not finite.
+        DivergedError: a gradient, or a product of the curvature, was not finite.
     """
     progress = progress or Silent()
+    estimate = _train(log, options, progress)
+    if options.curvature is not CurvatureKind.NONE:
+        chosen = CurvatureOptions(kind=options.curvature, rank=options.rank, model=options.model)
+        record_curvature(log, chosen, progress)
+    return _result(log, options, estimate)
+
+
+def _train(log: Path | str, options: RecordOptions, progress: Progress) -> StorageEstimate:
+    """Trains and records; what the log was expected to take."""
     check_free(options.output)
     past = open_to_resume(log, options, progress) if options.resume else None
     if past is None:
@@ -108,7 +119,7 @@ def record(log: Path | str, options: RecordOptions, progress: Progress | None = 
                 trainer.train(resume_from_checkpoint=str(_checkpoint(trainer)) if start else None)
             # Before the log says that the run is finished, so that a run without a model can be resumed to get it.
             _save(model, options)
-    return _result(log, options, estimate)
+    return estimate
 
 
 def _load_model(options: RecordOptions) -> Any:

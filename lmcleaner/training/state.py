@@ -13,6 +13,20 @@ from lmcleaner.training.vectors import tensors_of, torch_dtype
 Gradient = list[Tensor | None]  # None where the backward pass didn't reach the parameter
 
 
+def clip_scale(norm: float, limit: float, dtype: torch.dtype) -> float:
+    """What `torch.nn.utils.clip_grad_norm_` multiplies gradients by: min(1, limit / (norm + 1e-6)), in their dtype.
+
+    Args:
+        norm: L2 norm of all gradients together, before.
+        limit: the threshold.
+        dtype: of the gradients.
+
+    Returns:
+        The factor, more than 0.
+    """
+    return float(torch.clamp(limit / (torch.tensor(norm, dtype=dtype) + 1e-6), max=1.0))
+
+
 class TrainingState:
     """θ and o of some run, in the order of the manifest's parameters.
 
@@ -46,6 +60,15 @@ class TrainingState:
             parameter.grad = part
         if self._max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self._max_grad_norm)
+        self._step(lr)
+
+    def apply_given(self, gradient: Gradient, lr: Sequence[float]) -> None:
+        """Takes one optimizer step in place from a gradient that was clipped already; arguments as in `apply`."""
+        for parameter, part in zip(self.parameters, gradient, strict=True):
+            parameter.grad = part
+        self._step(lr)
+
+    def _step(self, lr: Sequence[float]) -> None:
         for group, rate in zip(self.optimizer.param_groups, lr, strict=True):
             group["lr"] = rate
         self.optimizer.step()

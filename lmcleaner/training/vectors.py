@@ -91,6 +91,11 @@ def bits_in(tensor: Tensor) -> Bits:
     return flat.view(_INTEGER_VIEWS[flat.dtype]).numpy().view(BIT_DTYPES[dtype_name(flat.dtype)])
 
 
+def joined_norm(norms: Sequence[Tensor]) -> float:
+    """L2 norm of all tensors together from the norm of each, in the tensors' dtype as torch's clipping computes it."""
+    return float(torch.linalg.vector_norm(torch.stack(list(norms)))) if norms else 0.0
+
+
 def global_norm(tensors: Iterable[Tensor]) -> float:
     """L2 norm of all tensors together, accumulated in float64."""
     return math.hypot(*(float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for tensor in tensors))

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmcleaner.choices import Denominator, HessianMode, Level, Propagation, Steps, choose
+from lmcleaner.choices import DEFAULT_RANK, Denominator, HessianMode, Level, Propagation, Steps, choose
 from lmcleaner.formats.errors import UsageError
 
 DEFAULT_K = 800
 DEFAULT_SETTLE_TOLERANCE = 0.02
 DEFAULT_DAMPING = 1e-4
-DEFAULT_RANK = 10
 _CHOICES = {
     "level": Level,
     "hessian_mode": HessianMode,

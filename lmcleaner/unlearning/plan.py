@@ -1,20 +1,21 @@
 """What a request will cost, told before the model is touched."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from lmcleaner.choices import HessianMode
+from lmcleaner.choices import DEFAULT_RANK, WRITTEN, HessianMode
 from lmcleaner.curvature.linearized import OPERATORS
+from lmcleaner.curvature.segments import ESTIMATED, num_products
 from lmcleaner.formats.bits import BIT_DTYPES
-from lmcleaner.formats.layout import UPDATES
+from lmcleaner.formats.layout import CURVATURE, GRADIENTS, UPDATES
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.wording import counted
 from lmcleaner.training.optimizers import state_vectors
-from lmcleaner.unlearning.options import DEFAULT_RANK
-from lmcleaner.unlearning.prediction import ESTIMATE_STEPS, PROBES
+from lmcleaner.training.recorded import exact_steps
+from lmcleaner.unlearning.recorded import Recorded, find_recorded, is_data_free
 from lmcleaner.unlearning.request import ForgetSet
 from lmcleaner.unlearning.settling import NUM_MARKS
 from lmcleaner.unlearning.windows import Window, replayed_steps
@@ -22,9 +23,9 @@ from lmcleaner.unlearning.windows import Window, replayed_steps
 # Time of one carried step as a multiple of a training step; measured on a Llama of 260,000 parameters, one thread.
 _STEP_COST = {
     HessianMode.SECANT: 1.05, HessianMode.EXACT: 3.0, HessianMode.GGN: 2.2, HessianMode.EMPIRICAL_FISHER: 2.2,
-    HessianMode.DIAG: 1.1, HessianMode.LOW_RANK: 1.1, HessianMode.FISHER: 1.1,
 }  # fmt: skip
-_PRODUCT_COST = 1.7  # of a product with the GGN that goes into an estimate
+_WRITTEN_COST = 0.12  # of what a written mode does besides a gradient: less than a training step
+_PRODUCT_COST = {HessianMode.GGN: 2.7, HessianMode.EXACT: 3.5}  # of a product that goes into an estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +37,10 @@ class Plan:
         steps: steps to go through, lead-ins included.
         gradients: gradients to compute, the measurements' included.
         products: curvature products.
-        replayed: gradients among them that find θ again where the log no longer has it.
+        replayed: steps that find θ again where the log no longer has it; a gradient each, unless the log holds them.
+        data_free: whether no row will be read; no gradient can be measured then.
         updates: codec of the updates that θ is read from.
-        bytes_to_read: bytes on disk of checkpoints and updates.
+        bytes_to_read: bytes on disk of checkpoints, updates, and recorded gradients and curvature.
         seconds: expected, from the logged step times.
         parameter_memory_bytes: peak of what has the size of the parameters; a training step's activations come on top.
     """
@@ -48,17 +50,21 @@ class Plan:
     gradients: int
     products: int
     replayed: int
+    data_free: bool
     updates: str
     bytes_to_read: int
     seconds: float
     parameter_memory_bytes: int
 
 
-def make_plan(log: TrainingLog, windows: Sequence[Window], mode: HessianMode, rank: int = DEFAULT_RANK) -> Plan:
+def make_plan(
+    log: TrainingLog, forget_set: ForgetSet, windows: Sequence[Window], mode: HessianMode, rank: int = DEFAULT_RANK
+) -> Plan:
     """What a sweep through the windows will cost.
 
     Args:
         log: the training log.
+        forget_set: what to leave out.
         windows: the request's windows.
         mode: how gradients are found.
         rank: eigenpairs of LOW_RANK.
@@ -66,26 +72,29 @@ def make_plan(log: TrainingLog, windows: Sequence[Window], mode: HessianMode, ra
     Returns:
         The plan.
     """
-    lead_in = sum(window.num_lead_in for window in windows)
-    carried = sum(window.num_carried for window in windows)
-    is_linearized = mode is not HessianMode.SECANT
-    readable = log.readable_steps
-    replayed = sum(replayed_steps(window, log.checkpoint_steps, readable) for window in windows) if is_linearized else 0
-    marks = sum(min(NUM_MARKS, window.num_carried) for window in windows) if is_linearized else 0
-    seconds = float(np.median(log.table("steps/seconds"))) if log.num_steps else 0.0
-    step_costs = _STEP_COST[HessianMode.SECANT] * (lead_in + replayed + marks) + _STEP_COST[mode] * carried
-    estimates = sum(_estimate_products(log, window, mode, rank) for window in windows)
-    step_costs += _PRODUCT_COST * estimates
+    found = find_recorded(log, forget_set, mode, rank)
+    lead_in = [step for window in windows for step in range(window.start, window.first)]
+    carried = {step for window in windows for step in range(window.first, window.end)} - forget_set.skipped
+    replayed = _replayed(log, windows) if mode is not HessianMode.SECANT else 0
+    free = [is_data_free(log, forget_set, window, mode, rank) for window in windows]
+    marks = sum(_num_marks(window, mode) for window, is_free in zip(windows, free, strict=True) if not is_free)
+    plain = sum(step not in found.given for step in lead_in) + marks + (0 if exact_steps(log) else replayed)
+    gradients = len(carried - found.gradients)
+    estimates = sum(_estimate_products(log, window, mode, rank) for window in windows) if not found.curvature else 0
+    cost = _STEP_COST[HessianMode.SECANT] * (plain + (gradients if mode in WRITTEN else 0))
+    cost += _WRITTEN_COST * (len(lead_in) + len(carried)) if mode in WRITTEN else _STEP_COST[mode] * len(carried)
+    cost += _PRODUCT_COST.get(ESTIMATED.get(mode, mode), 0.0) * estimates
     return Plan(
         mode=mode,
-        steps=lead_in + carried,
-        gradients=lead_in + carried + replayed + marks,
-        products=carried if mode in OPERATORS else estimates,
+        steps=sum(window.end - window.start for window in windows),
+        gradients=plain + gradients,
+        products=len(carried) if mode in OPERATORS else estimates,
         replayed=replayed,
+        data_free=all(free),
         updates=log.manifest.updates,
-        bytes_to_read=_bytes_to_read(log, windows, readable),
-        seconds=seconds * step_costs,
-        parameter_memory_bytes=_parameter_memory(log, mode, rank, is_replayed=replayed > 0),
+        bytes_to_read=_bytes_to_read(log, windows, found, (found.given & {*lead_in}) | (found.gradients & carried)),
+        seconds=cost * (float(np.median(log.table("steps/seconds"))) if log.num_steps else 0.0),
+        parameter_memory_bytes=_parameter_memory(log, mode, rank, found, is_replayed=replayed > 0),
     )
 
 
@@ -126,42 +135,72 @@ def plan_lines(
         f"{plan.bytes_to_read / 1e6:.1f} MB to read, about {plan.seconds:.0f} s, "
         f"{plan.parameter_memory_bytes / 1e6:.1f} MB of parameters and state"
     )
+    if plan.data_free:
+        yield "no row is read: gradients and curvature come from the log, and no gradient is measured"
     if redact:
         yield (
             f"the log is rewritten with {counted(log.num_steps, 'more gradient')} and room for a second log meanwhile; "
             f"the samples' content and the trajectory from step {forget_set.steps[0]} on are deleted for good"
         )
+        if log.commit.curvature:
+            yield "the recorded curvature goes too, since all rows went into it; `lmcleaner curvature` adds it anew"
     yield from (f"the verdict will be poor: {warning}" for warning in warnings)
     if not log.commit.finished:
         yield f"the run was interrupted: the trained model is the one after its last step, {log.num_steps - 1}"
 
 
+def _replayed(log: TrainingLog, windows: Sequence[Window]) -> int:
+    return sum(replayed_steps(window, log.checkpoint_steps, log.readable_steps) for window in windows)
+
+
+def _num_marks(window: Window, mode: HessianMode) -> int:
+    return min(NUM_MARKS, window.num_carried) if mode is not HessianMode.SECANT else 0
+
+
 def _estimate_products(log: TrainingLog, window: Window, mode: HessianMode, rank: int) -> int:
     """Of the estimates: one for each stretch between checkpoints, from the first step on that has a deviation."""
-    each = {HessianMode.DIAG: PROBES, HessianMode.LOW_RANK: min(2 * rank + 1, log.manifest.num_elements)}.get(mode, 0)
+    if mode not in ESTIMATED:
+        return 0
     ends = sorted({*log.checkpoint_steps, log.num_steps})
     starts = [window.first + 1, *(step for step in ends if window.first + 1 < step < window.end)]
     rooms = [ends[bisect_right(ends, start)] - start for start in starts if start < window.end]
-    return sum(each * min(ESTIMATE_STEPS, room) for room in rooms)
+    return sum(num_products(mode, rank, log.manifest.num_elements, room) for room in rooms)
 
 
-def _bytes_to_read(log: TrainingLog, windows: Sequence[Window], readable: frozenset[int]) -> int:
-    """Checkpoints that windows start from and the last one, those at which θ is known again, and updates between."""
-    sizes, kept = log.bytes_on_disk(), frozenset(log.tree.rows_of(UPDATES, log.commit))
+def _bytes_to_read(log: TrainingLog, windows: Sequence[Window], found: Recorded, gradients: Collection[int]) -> int:
+    """Checkpoints that windows start from and the last one, those at which θ is known again, and updates between.
+
+    Besides them recorded gradients, and the estimates of the curvature that windows reach into.
+    """
+    sizes, kept, readable = log.bytes_on_disk(), frozenset(log.tree.rows_of(UPDATES, log.commit)), log.readable_steps
     per_step = sizes[UPDATES] / max(1, len(kept))
     per_checkpoint = sizes["checkpoints"] / len(log.checkpoint_steps)
     steps = [step for window in windows for step in range(window.start, window.end)]
     num_updates = sum(step in kept and step in readable for step in steps)
     num_checkpoints = len(windows) + 1 + sum(step not in kept and step + 1 in log.commit.checkpoints for step in steps)
-    return int(per_step * num_updates + per_checkpoint * num_checkpoints)
+    per_gradient = sizes[GRADIENTS] / max(1, len(log.tree.rows_of(GRADIENTS, log.commit)))
+    per_estimate = sizes[CURVATURE] / max(1, len(log.commit.curvature))
+    stops = [*found.curvature[1:], log.num_steps]
+    reached = [
+        any(w.first < stop and start < w.end for w in windows)
+        for start, stop in zip(found.curvature, stops, strict=False)
+    ]
+    of_curvature = per_gradient * len(gradients) + per_estimate * sum(reached)
+    return int(per_step * num_updates + per_checkpoint * num_checkpoints + of_curvature)
 
 
-def _parameter_memory(log: TrainingLog, mode: HessianMode, rank: int, *, is_replayed: bool) -> int:
-    """θ, θ′, the gradient and θ′'s optimizer state; δ where a product needs it; an estimate, and what it is made from.
+def _parameter_memory(log: TrainingLog, mode: HessianMode, rank: int, found: Recorded, *, is_replayed: bool) -> int:
+    """θ, θ′, a gradient and θ′'s optimizer state; δ where a product needs it; an estimate, and what it is made from.
 
-    Where the run's θ is replayed, that θ and its optimizer's state as well, beside the θ that was read last.
+    Where the run's θ is replayed, that θ and its optimizer's state as well, beside the θ that was read last. A written
+    mode holds its product, and what a recorded gradient is decoded into. Eigenpairs take another vector for a product,
+    and twice their size while they are read, 3·rank + 1 vectors while they are made.
     """
     states = state_vectors(log.manifest.optimizer)
-    estimate = {HessianMode.DIAG: 1, HessianMode.LOW_RANK: 3 * rank + 1}.get(mode, 0)
+    estimate = 1 if mode in ESTIMATED else 0
+    if mode is HessianMode.LOW_RANK:
+        pairs = max((entry.pairs for entry in log.commit.curvature.values()), default=rank)
+        estimate = 1 + (pairs + rank if found.curvature else 3 * rank + 1)
     vectors = 3 + states + int(mode is not HessianMode.SECANT) + (1 + states) * is_replayed + estimate
+    vectors += int(mode in WRITTEN) + int(bool(found.gradients))
     return int(vectors * log.manifest.num_elements) * BIT_DTYPES[log.manifest.model.dtype].itemsize

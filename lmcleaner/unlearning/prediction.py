@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from lmcleaner.choices import HessianMode
-from lmcleaner.curvature.estimates import Estimate, estimate_diagonal, estimate_low_rank
+from lmcleaner.curvature.estimates import Estimate
 from lmcleaner.curvature.linearized import OPERATORS, curvature_product, predicted_gradient
+from lmcleaner.curvature.segments import estimate_segment
+from lmcleaner.curvature.stored import load_estimate
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.steps import StepRecord
-from lmcleaner.training.batches import holds_forgotten
+from lmcleaner.training.recorded import RecordedGradients
 from lmcleaner.training.state import Gradient
+from lmcleaner.unlearning.recorded import find_recorded
 from lmcleaner.unlearning.setting import Setting
-
-ESTIMATE_STEPS = 2  # of a segment, whose mean curvature is estimated
-PROBES = 8
 
 
 class Prediction(ABC):
@@ -44,6 +44,15 @@ class Prediction(ABC):
         self, number: int, step: StepRecord, parameters: Sequence[Tensor], vector: Sequence[Tensor]
     ) -> list[Tensor]:
         """(C + λI)·v at θ[t]; arguments as in `gradient`."""
+
+    def given(self, number: int) -> Gradient | None:
+        """What the run's optimizer was given at step t, if no forgotten row is in it; None where rows must tell."""
+        return None
+
+    @property
+    def captured(self) -> float | None:
+        """The least share of a matrix's trace that the estimates so far hold; None where that says nothing."""
+        return None
 
 
 class RowPrediction(Prediction):
@@ -72,90 +81,92 @@ class RowPrediction(Prediction):
         return _product(self._setting, self._setting.mode, step, parameters, vector, self._setting.damping)
 
 
-class SegmentPrediction(Prediction):
-    """C is an estimate of the mean GGN of the steps up to the next checkpoint, made where a sweep enters them."""
+class WrittenPrediction(Prediction):
+    """C is written down; where the log holds what it takes, no row is read in a step without a forgotten one."""
 
     def __init__(self, log: TrainingLog, setting: Setting, rank: int) -> None:
-        """Estimates nothing yet.
+        """Reads and estimates nothing yet.
 
         Args:
             log: the training log.
-            setting: what every step needs; its mode is DIAG or LOW_RANK.
+            setting: what every step needs.
             rank: eigenpairs of LOW_RANK.
         """
         self._log, self._setting, self._rank = log, setting, rank
-        self._end = -1  # of the segment that the estimate is for
-        self._estimate: Estimate | None = None
+        self._recorded = find_recorded(log, setting.forget_set, setting.mode, rank)
+        self._gradients = RecordedGradients(log, setting.replay)
+
+    def given(self, number: int) -> Gradient | None:
+        """From the log where it is the run's to the bit; see `Prediction.given`."""
+        return self._gradients.given(number) if number in self._recorded.given else None
+
+    def _gradient(self, number: int, step: StepRecord, parameters: Sequence[Tensor]) -> Gradient:
+        """The retained rows' gradient at θ[t], from the log where it has it."""
+        if number in self._recorded.gradients:
+            return self._gradients.unclipped(number)
+        return self._setting.gradient(step, parameters)
+
+
+class SegmentPrediction(WrittenPrediction):
+    """C is an estimate that serves until the next checkpoint: a recorded one, or one made where a sweep enters."""
+
+    _end = -1  # of the segment that the estimate is for
+    _estimate: Estimate | None = None
+    _captured: float | None = None
+
+    @property
+    def captured(self) -> float | None:
+        """See `Prediction.captured`."""
+        return self._captured
 
     def gradient(
         self, number: int, step: StepRecord, parameters: Sequence[Tensor], deviation: Sequence[Tensor]
     ) -> Gradient:
-        """One gradient, and the products of an estimate at the first step of a segment."""
+        """One gradient at most, and the products of an estimate at the first step of a segment."""
         product = self.product(number, step, parameters, deviation)
-        return _difference(self._setting.gradient(step, parameters), product)
+        return _difference(self._gradient(number, step, parameters), product)
 
     def product(
         self, number: int, step: StepRecord, parameters: Sequence[Tensor], vector: Sequence[Tensor]
     ) -> list[Tensor]:
         """No product of its own but those of an estimate at the first step of a segment."""
         if self._estimate is None or number >= self._end:
-            self._enter(number, parameters)
-        assert self._estimate is not None
+            self._estimate = None  # before the next one is there
+            self._estimate = self._enter(number, parameters)
+            shares = [share for share in (self._captured, self._estimate.captured) if share is not None]
+            self._captured = min(shares, default=None)
         return _damped(self._estimate @ vector, vector, self._setting.damping)
 
-    def _enter(self, number: int, parameters: Sequence[Tensor]) -> None:
-        """Estimates from evenly spaced steps of what is left of the segment, all at the same θ."""
-        log, setting = self._log, self._setting
-        ends = [*log.checkpoint_steps, log.num_steps]
+    def _enter(self, number: int, parameters: Sequence[Tensor]) -> Estimate:
+        """The recorded estimate, or one from what is left of the segment."""
+        log, setting, starts = self._log, self._setting, self._recorded.curvature
+        ends = [*(starts or log.checkpoint_steps), log.num_steps]
         self._end = ends[bisect_right(ends, number)]
-        count = min(ESTIMATE_STEPS, self._end - number)
-        steps = [log.step(number + (self._end - number) * k // count) for k in range(count)]
+        if starts:
+            start = starts[bisect_right(starts, number) - 1]
+            return load_estimate(log, start, self._rank, setting.replay.device)
 
-        def mean_product(vector: Sequence[Tensor]) -> list[Tensor]:
-            total = [torch.zeros_like(part) for part in vector]
-            for step in steps:
-                for part, product in zip(
-                    total, _product(setting, HessianMode.GGN, step, parameters, vector, 0.0), strict=True
-                ):
-                    part.add_(product, alpha=1 / count)
-            return total
+        def product(mode: HessianMode, step: StepRecord, vector: Sequence[Tensor]) -> list[Tensor]:
+            return _product(setting, mode, step, parameters, vector, 0.0)
 
-        generator = torch.Generator().manual_seed(number)
-        if setting.mode is HessianMode.DIAG:
-            self._estimate = estimate_diagonal(mean_product, parameters, PROBES, generator)
-        else:
-            self._estimate = estimate_low_rank(mean_product, parameters, self._rank, generator)
+        return estimate_segment(log, setting.mode, number, self._end, parameters, self._rank, product)
 
 
-class FisherPrediction(Prediction):
-    """C is g·gᵀ, the rank-1 form of the paper's Algorithm 1, with the step's gradient g.
-
-    Where the log holds gradients and the step no forgotten row, g is what the optimizer was given, and no row is read.
-    """
-
-    def __init__(self, log: TrainingLog, setting: Setting) -> None:
-        """Keeps what every step needs."""
-        self._log, self._setting = log, setting
-        self._recorded = {step for first, stop in log.commit.gradients for step in range(first, stop)}
+class FisherPrediction(WrittenPrediction):
+    """C is g·gᵀ, the rank-1 form of the paper's Algorithm 1, with the step's gradient g before clipping."""
 
     def gradient(
         self, number: int, step: StepRecord, parameters: Sequence[Tensor], deviation: Sequence[Tensor]
     ) -> Gradient:
         """One gradient at most."""
-        gradient = self._at(number, step, parameters)
+        gradient = self._gradient(number, step, parameters)
         return _difference(gradient, self._times(gradient, deviation))
 
     def product(
         self, number: int, step: StepRecord, parameters: Sequence[Tensor], vector: Sequence[Tensor]
     ) -> list[Tensor]:
         """One gradient at most."""
-        return self._times(self._at(number, step, parameters), vector)
-
-    def _at(self, number: int, step: StepRecord, parameters: Sequence[Tensor]) -> Gradient:
-        setting = self._setting
-        if number in self._recorded and not holds_forgotten(step, setting.forget_set.masked):
-            return [*setting.replay.load(self._log.gradient(number))]
-        return setting.gradient(step, parameters)
+        return self._times(self._gradient(number, step, parameters), vector)
 
     def _times(self, gradient: Gradient, vector: Sequence[Tensor]) -> list[Tensor]:
         pairs = [(g, part) for g, part in zip(gradient, vector, strict=True) if g is not None]
@@ -178,7 +189,7 @@ def make_prediction(log: TrainingLog, setting: Setting, rank: int) -> Prediction
     if setting.mode in {*OPERATORS, HessianMode.SECANT}:  # which never asks for one
         return RowPrediction(setting)
     if setting.mode is HessianMode.FISHER:
-        return FisherPrediction(log, setting)
+        return FisherPrediction(log, setting, rank)
     return SegmentPrediction(log, setting, rank)
 
 

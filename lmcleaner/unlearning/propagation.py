@@ -64,7 +64,11 @@ class OptimizerCarrier(Carrier):
         if number in setting.forget_set.skipped:
             return None
         if parameters is None or not self._is_linearized_at(parameters):
-            self.state.apply(setting.gradient(step, self.state.parameters), step.lr)
+            given = self._prediction.given(number)
+            if given is not None:
+                self.state.apply_given(given, step.lr)
+            else:
+                self.state.apply(setting.gradient(step, self.state.parameters), step.lr)
             return None
         # Before anything of its size is there, so that a sweep holds no more than θ, θ′, δ and a gradient.
         true = _elements(setting.gradient(step, self.state.parameters)) if measure else None

@@ -14,7 +14,7 @@ from lmcleaner.formats.steps import Checkpoint, StepRecord
 from lmcleaner.progress import Progress
 from lmcleaner.training.optimizers import optimizer_vectors
 from lmcleaner.training.state import Gradient, TrainingState
-from lmcleaner.training.vectors import bits_of
+from lmcleaner.training.vectors import bits_of, joined_norm
 from lmcleaner.unlearning.counterfactual import Counterfactual
 
 NOTHING_CHANGED = "the log is as it was; redact it on the kind of machine and with the libraries that the run had"
@@ -75,11 +75,13 @@ class Rewriting:
     def _take(self, number: int) -> Bits:
         step = self._wanted.step(number)
         gradient, losses = self._gradient(step)
+        norms = [torch.linalg.vector_norm(part) for part in gradient if part is not None]
+        unclipped = joined_norm(norms) if step.unclipped_norm is not None else None
         self._state.apply(gradient, step.lr)
         assert self._given is not None
         bits = bits_of(self._state.parameters)
         if number >= self._wanted.forget_set.steps[0]:
-            step = _with_measures(step, losses, self._given.norm)
+            step = replace(_with_losses(step, losses), gradient_norm=self._given.norm, unclipped_norm=unclipped)
         elif array_digest(bits) != self._wanted.log.parameters_digest(number + 1):
             raise self._inexact(f"the parameters after step {number}")
         self._generation.append(step, bits, self._given.bits)
@@ -128,6 +130,6 @@ class Rewriting:
         )
 
 
-def _with_measures(step: StepRecord, losses: Sequence[float], gradient_norm: float) -> StepRecord:
+def _with_losses(step: StepRecord, losses: Sequence[float]) -> StepRecord:
     measured = tuple(replace(m, loss=loss) for m, loss in zip(step.microbatches, losses, strict=True))
-    return replace(step, microbatches=measured, gradient_norm=gradient_norm)
+    return replace(step, microbatches=measured)

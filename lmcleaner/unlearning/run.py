@@ -12,7 +12,7 @@ from torch import Tensor
 from lmcleaner.audit.document import Outcome, make_document
 from lmcleaner.audit.oracle import compare_with_oracle, replay_counterfactual
 from lmcleaner.audit.requests import request_documents
-from lmcleaner.choices import HessianMode
+from lmcleaner.choices import DEFAULT_RANK, HessianMode
 from lmcleaner.curvature.estimates import check_rank
 from lmcleaner.formats.audit_document import AUDIT_FILE, Document, encode_audit, write_audit
 from lmcleaner.formats.canonical import sha256_hex
@@ -29,7 +29,7 @@ from lmcleaner.unlearning.combine import Correction
 from lmcleaner.unlearning.counterfactual import Counterfactual
 from lmcleaner.unlearning.earlier import earlier_requests
 from lmcleaner.unlearning.entering import Desk, not_entered, open_desk
-from lmcleaner.unlearning.options import DEFAULT_RANK, UnlearnOptions
+from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.plan import Plan, make_plan, plan_lines
 from lmcleaner.unlearning.redaction import open_to_redact, redaction
 from lmcleaner.unlearning.remaining import find_remaining
@@ -112,7 +112,10 @@ def _planned(log: TrainingLog, ledger: Ledger | None, options: UnlearnOptions, p
     rank = options.rank or DEFAULT_RANK
     if options.hessian_mode is HessianMode.LOW_RANK:
         check_rank(rank, log.manifest.num_elements, replay_device(log.manifest))
-    plan, warnings = make_plan(log, windows, options.hessian_mode, rank), tuple(foreseen_reasons(log, options))
+    plan, warnings = (
+        make_plan(log, forget_set, windows, options.hessian_mode, rank),
+        tuple(foreseen_reasons(log, options)),
+    )
     lines = tuple(plan_lines(log, forget_set, windows, plan, warnings, redact=options.redact))
     return UnlearnResult(
         forget_set=forget_set, windows=windows, plan=plan, warnings=warnings, lines=lines, document=None

@@ -8,15 +8,17 @@ from statistics import median
 
 from torch import Tensor
 
+from lmcleaner.choices import DEFAULT_RANK
 from lmcleaner.formats.canonical import array_digest
 from lmcleaner.formats.errors import DivergedError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.progress import Progress
 from lmcleaner.training.vectors import bits_of, global_norm
 from lmcleaner.unlearning.combine import Correction
-from lmcleaner.unlearning.options import DEFAULT_RANK, UnlearnOptions
+from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.prediction import make_prediction
 from lmcleaner.unlearning.propagation import Carrier, OptimizerCarrier, make_carrier
+from lmcleaner.unlearning.recorded import is_data_free
 from lmcleaner.unlearning.setting import Setting
 from lmcleaner.unlearning.settling import Settling, marks
 from lmcleaner.unlearning.trajectory import Trajectory, open_trajectory
@@ -40,6 +42,8 @@ class WindowReport:
         handled: forgotten rows left out.
         marks: step -> relative error of the predicted gradient there.
         settled: ‖δ[end] - δ[a tenth earlier]‖ / ‖δ[end]‖, or at the last look of a window that K="auto" carries to τ.
+        data_free: whether no row was read, so that no gradient could be measured.
+        curvature_captured: the least share of its matrix's trace that an estimate held.
         replay_exact: whether every lead-in step gave the run's bits; None without a lead-in.
     """
 
@@ -52,6 +56,8 @@ class WindowReport:
     handled: int
     marks: dict[int, float]
     settled: float | None
+    data_free: bool
+    curvature_captured: float | None
     replay_exact: bool | None
 
     @property
@@ -123,8 +129,10 @@ def sweep_window(
     carrier = make_carrier(options.propagation, setting, prediction, log.checkpoint(window.start))
     before = setting.spent.gradients, setting.spent.products, setting.spent.handled
     replay_exact = _lead_in(log, window, carrier, progress)
+    data_free = is_data_free(log, setting.forget_set, window, setting.mode, options.rank or DEFAULT_RANK)
     tolerance = options.settle_tolerance if options.K == "auto" else None
-    walk = _Walk(log, window, carrier, trajectory, tolerance)
+    places = frozenset() if data_free else marks(window, is_end_fixed=tolerance is None)
+    walk = _Walk(log, window.first, carrier, trajectory, places, Settling(window, tolerance))
     if replay_exact is False:
         walk.drop_drift()
     for number in range(window.first, window.end):
@@ -147,6 +155,8 @@ def sweep_window(
         handled=setting.spent.handled - before[2],
         marks=walk.errors,
         settled=walk.settling.moved,
+        data_free=data_free,
+        curvature_captured=prediction.captured,
         replay_exact=replay_exact,
     )
 
@@ -167,12 +177,12 @@ class _Walk:
     """The carried part of a window: advances, and notes norms and errors by step."""
 
     def __init__(
-        self, log: TrainingLog, window: Window, carrier: Carrier, trajectory: Trajectory, tolerance: float | None
-    ) -> None:
+        self, log: TrainingLog, first: int, carrier: Carrier, trajectory: Trajectory, places: frozenset[int],
+        settling: Settling,
+    ) -> None:  # fmt: skip
         self._log, self._carrier, self._trajectory = log, carrier, trajectory
-        self._marks = marks(window, is_end_fixed=tolerance is None)
-        self.settling = Settling(window, tolerance)
-        self._here = trajectory.move_to(window.first)
+        self._marks, self.settling = places, settling
+        self._here = trajectory.move_to(first)
         self.norms: dict[int, float] = {}
         self.errors: dict[int, float] = {}
 

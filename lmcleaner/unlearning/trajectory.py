@@ -8,6 +8,7 @@ from torch import Tensor
 from lmcleaner.choices import HessianMode
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.reconstruction import Reconstruction
+from lmcleaner.training.recorded import RecordedGradients, exact_steps
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.state import TrainingState
 from lmcleaner.training.vectors import bits_in, tensors_of, torch_dtype
@@ -52,12 +53,16 @@ class ReadTrajectory(Trajectory):
 
 
 class ReplayedTrajectory(Trajectory):
-    """θ read where the log has it, and replayed where it hasn't: known everywhere, one more gradient a step there."""
+    """θ read where the log has it, and replayed where it hasn't: known everywhere, one more gradient a step there.
+
+    Where the log holds the gradients to the bit, no gradient need be computed for it.
+    """
 
     def __init__(self, log: TrainingLog, replay: ReplayModel, start: int) -> None:
         """Begins at the checkpoint of step `start`."""
         self._log, self._replay = log, replay
         self._read = ReadTrajectory(log, replay, start)
+        self._gradients, self._given = RecordedGradients(log, replay), exact_steps(log)
         self._state: TrainingState | None = None
         self._step = start
 
@@ -73,7 +78,10 @@ class ReplayedTrajectory(Trajectory):
         assert step >= self._step
         for between in range(self._step, step):
             record = self._log.step(between)
-            self._state.apply(self._replay.gradient(record, self._state.parameters), record.lr)
+            if between in self._given:
+                self._state.apply_given(self._gradients.given(between), record.lr)
+            else:
+                self._state.apply(self._replay.gradient(record, self._state.parameters), record.lr)
         self._step = step
         return [parameter.detach() for parameter in self._state.parameters]
 

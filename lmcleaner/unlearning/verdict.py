@@ -5,12 +5,10 @@ from typing import Any
 
 from lmcleaner.choices import HessianMode, Propagation
 from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.training.recorded import CLIPPED
 from lmcleaner.unlearning.combine import Change
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.sweep import WindowReport
-
-# A gradient whose norm is this close to the threshold was scaled down to it.
-_CLIPPED = 0.999
 
 
 def reasons_against(
@@ -75,7 +73,7 @@ def unmet_assumptions(log: TrainingLog) -> list[str]:
         reasons.append(f"the run used a momentum of {group['momentum']}")
     if any(group.get("weight_decay") for group in manifest.optimizer.groups):
         reasons.append("the run used weight decay")
-    if limit is not None and log.table("steps/gradient_norm").max() > _CLIPPED * limit:
+    if limit is not None and log.table("steps/gradient_norm").max() > CLIPPED * limit:
         reasons.append(f"the run clipped gradients at {limit:g}")
     return [f"--propagation paper assumes plain SGD, but {reason}: use --propagation optimizer" for reason in reasons]
 

@@ -19,6 +19,7 @@ from lmcleaner.training.numerics import replay_device, restored_numerics
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.vectors import bits_of
 from lmcleaner.unlearning.plan import make_plan
+from lmcleaner.unlearning.request import find_forget_set
 from lmcleaner.unlearning.trajectory import open_trajectory
 from lmcleaner.unlearning.windows import Window, replayed_steps, windows_in
 from tiny_runs import TinyRun, parameters_in, record_tiny, same_bits
@@ -118,7 +119,7 @@ def test_the_plan_explains_ranges_only_where_they_differ(long_run: TinyRun, prun
 def test_dropped_gradients_are_computed_again_by_fisher(base_model: Path, tmp_path: Path) -> None:
     log = record_tiny(base_model, tmp_path, gradients="lossless").log
     shown = _run("prune", log, "--drop-gradients").stdout
-    assert "fisher computes the gradients of steps 0-9 again: one gradient a step" in shown
+    assert "diag, diag_hessian, fisher, low_rank compute the gradients of steps 0-9 again: one gradient a step" in shown
     slower = _json("prune", log, "--drop-gradients")["requests"]["modes"]
     assert slower == {mode.value: "possible" for mode in HessianMode} | {"fisher": "slower"}
     assert _json("prune", log)["requests"]["recomputed"] == []
@@ -168,9 +169,10 @@ def test_θ_is_replayed_exactly_where_it_cannot_be_read(first: int, end: int, pr
             assert found is not None
             assert array_digest(bits_of(found)) == log.parameters_digest(step)
     expected = replayed_steps(window, log.checkpoint_steps, log.readable_steps)
-    assert replay.count == expected == make_plan(log, [window], HessianMode.GGN).replayed
+    forget_set = find_forget_set(log, f"steps:{first}", None, lambda: None)
+    assert replay.count == expected == make_plan(log, forget_set, [window], HessianMode.GGN).replayed
     assert (expected > 0) == (end > 16 and first < 36)
-    assert make_plan(log, [window], HessianMode.SECANT).replayed == 0
+    assert make_plan(log, forget_set, [window], HessianMode.SECANT).replayed == 0
 
 
 def test_without_a_replay_θ_is_known_where_checkpoints_and_updates_lead(pruned: Path) -> None:

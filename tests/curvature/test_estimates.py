@@ -59,7 +59,7 @@ def test_the_error_of_a_diagonal_is_the_one_of_hutchinson() -> None:
 @pytest.mark.parametrize("rank", [1, 3, 10])
 def test_all_eigenpairs_of_a_matrix_of_that_rank_are_found(rank: int) -> None:
     matrix = semidefinite(rank)
-    found = estimate_low_rank(product_with(matrix), LIKE, rank, seeded())
+    found = estimate_low_rank(product_with(matrix), LIKE, rank, 4, seeded())
     expected = torch.linalg.eigvalsh(matrix).flip(0)[:rank]
     assert torch.allclose(found.values, expected, rtol=1e-8)
     assert torch.allclose(found.vectors @ found.vectors.T, torch.eye(rank, dtype=torch.float64), atol=1e-10)
@@ -71,20 +71,35 @@ def test_all_eigenpairs_of_a_matrix_of_that_rank_are_found(rank: int) -> None:
 @given(st.integers(1, 12), st.integers(1, SIZE), st.integers(0, 1000))
 def test_ritz_values_never_exceed_the_eigenvalues(rank: int, of_matrix: int, seed: int) -> None:
     matrix = semidefinite(of_matrix, seed)
-    found = estimate_low_rank(product_with(matrix), LIKE, rank, seeded(seed))
+    found = estimate_low_rank(product_with(matrix), LIKE, rank, 4, seeded(seed))
     largest = torch.linalg.eigvalsh(matrix).flip(0)
     assert len(found.values) <= rank
     assert bool((found.values <= largest[: len(found.values)] + 1e-9 * largest[0]).all())
-    generator = seeded(seed)
-    first = flat([torch.randn(part.shape, generator=generator, dtype=torch.float32).to(part) for part in LIKE])
-    assert found.values[0] >= (1 - 1e-9) * (first @ matrix @ first) / (first @ first)
+    if 2 * rank + 1 > of_matrix:  # the basis spans all that the matrix reaches
+        assert float(found.values[0]) == pytest.approx(float(largest[0]))
+
+
+@pytest.mark.parametrize("rank", [1, 3, 7])
+def test_the_captured_share_of_the_trace_is_that_of_the_dense_matrix(rank: int) -> None:
+    """The trace is exact as soon as the basis spans the matrix, and unbiased before."""
+    matrix = semidefinite(8)
+    shares = [estimate_low_rank(product_with(matrix), LIKE, rank, 4, seeded(seed)).captured for seed in range(200)]
+    values = torch.linalg.eigvalsh(matrix).flip(0)
+    expected = float(values[:rank].sum() / values.sum())
+    assert all(0 < share <= 1 + 1e-12 for share in shares)
+    traces = [estimate_low_rank(product_with(matrix), LIKE, rank, 4, seeded(seed)).trace for seed in range(200)]
+    spread = torch.tensor(traces, dtype=torch.float64)
+    assert float(spread.mean()) == pytest.approx(float(values.sum()), abs=4 * float(spread.std()) / 200**0.5 + 1e-9)
+    if 2 * rank + 1 >= 8:
+        assert shares == pytest.approx([expected] * 200)
 
 
 def test_a_matrix_of_zeros_has_no_curvature() -> None:
-    found = estimate_low_rank(product_with(torch.zeros(SIZE, SIZE, dtype=torch.float64)), LIKE, 5, seeded())
+    found = estimate_low_rank(product_with(torch.zeros(SIZE, SIZE, dtype=torch.float64)), LIKE, 5, 4, seeded())
     assert bool((flat(found @ shaped(torch.ones(SIZE, dtype=torch.float64))) == 0).all())
+    assert (found.trace, found.captured) == (0, 1)
 
 
 def test_the_product_keeps_a_vectors_dtypes() -> None:
-    estimate = LowRank(torch.ones(1), torch.ones(1, SIZE))
+    estimate = LowRank(torch.ones(1), torch.ones(1, SIZE), 2.0)
     assert {part.dtype for part in estimate @ [part.bfloat16() for part in LIKE]} == {torch.bfloat16}

@@ -1,6 +1,6 @@
 """Curvature products equal dense matrices in float64, built row by row without padding, batches or our own code."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -14,6 +14,7 @@ from torch.func import functional_call
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lmcleaner.choices import Denominator, HessianMode
+from lmcleaner.curvature.estimates import estimate_diagonal
 from lmcleaner.curvature.linearized import OPERATORS, curvature_product, predicted_gradient
 from lmcleaner.formats.manifest import Manifest
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
@@ -332,6 +333,26 @@ def test_the_fishers_rank_is_the_number_of_rows_with_targets() -> None:
 
 def test_the_hessian_has_a_negative_eigenvalue_here() -> None:
     assert torch.linalg.eigvalsh(smallest_matrix(HessianMode.EXACT)).min() < -1e-2
+
+
+@pytest.mark.parametrize("mode", [HessianMode.GGN, HessianMode.EXACT])
+def test_an_estimated_diagonal_is_what_the_dense_matrix_gives_for_the_same_probes(mode: HessianMode) -> None:
+    """And so comes near the dense diagonal, negative entries of the Hessian's included, within Hutchinson's error."""
+    replay, step, matrix, probes = build_replay(SMALLEST, "sdpa"), whole_step(SMALLEST.vocab), smallest_twin(mode), 60
+    point = parameters_of(replay)
+
+    def estimate(product: Callable[[Sequence[Tensor]], list[Tensor]]) -> Tensor:
+        return flat(estimate_diagonal(product, point, probes, torch.Generator().manual_seed(1)).entries)
+
+    found = estimate(lambda vector: curvature_product(replay, mode, step, point, vector, 0.0))
+    assert_close(found, estimate(lambda vector: shaped(replay, matrix @ flat(vector))))
+    deviation = ((matrix**2).sum(dim=1) - matrix.diagonal() ** 2).div(probes).sqrt()
+    assert bool(((found - matrix.diagonal()).abs() <= 5 * deviation + 1e-9).all())
+    assert (float(matrix.diagonal().min()) < 0) == (mode is HessianMode.EXACT)
+
+
+def smallest_twin(mode: HessianMode) -> Tensor:
+    return make_twin(SMALLEST).matrices[mode]
 
 
 def curvature_along(replay: ReplayModel, mode: HessianMode, step: StepRecord, vector: Sequence[Tensor]) -> float:

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from zarr.storage import MemoryStore
 
 from lmcleaner.formats import golden
+from lmcleaner.formats.curvature import read_curvature
 from lmcleaner.formats.golden.make import EXPECTED, LOG, expected_of, write_expected, write_log
 from lmcleaner.formats.golden.runs import GOLDEN, Golden
-from lmcleaner.formats.layout import TABLES
+from lmcleaner.formats.layout import OPTIONAL_TABLES, TABLES
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.store import open_store
 
@@ -121,6 +122,9 @@ class BySpecification:
         return np.concatenate(parts)[: math.ceil(self._count / elements)]
 
     def vector(self, name: str) -> Array:
+        if name.endswith("/vectors"):
+            entry = self.commit["curvature"][str(int(name.split("/")[1]))]
+            return np.stack([self.row(name, pair) for pair in range(entry["pairs"])])
         dtype, length = self._vector_type(name)
         size = max(1, min(length, SPAN))
         chunks = max(1, min(math.ceil(length / SPAN), SHARD_BYTES // (size * np.dtype(dtype).itemsize)))
@@ -132,13 +136,17 @@ class BySpecification:
 
     def _coded(self, stack: str) -> tuple[str, int]:
         """Dtype of a stored element, and how many of the parameters' it stands for."""
+        if stack.startswith("curvature"):
+            return ("<f8" if self._bits == "<u8" else "<f4"), 1
         kinds = {"lossless": (self._bits, 1), "int8": ("i1", 1), "int4": ("u1", 2)}
         return ("<f4", 256) if stack.endswith("_scales") else kinds[self.manifest[stack]]
 
     def _vector_type(self, name: str) -> tuple[str, int]:
         if name.startswith("corrections"):
             return self._bits, self._count
-        _, step, part = name.split("/", 2)
+        kind, step, part = name.split("/", 2)
+        if kind == "curvature":
+            return self._estimate_type(self.commit["curvature"][str(int(step))], part)
         checkpoint, num_parameters = self.commit["checkpoints"][str(int(step))], len(self.manifest["parameters"])
         types = {
             "parameters": (self._bits, self._count),
@@ -148,6 +156,10 @@ class BySpecification:
         types |= {f"optimizer/{name}": (BITS[dtype], self._count) for name, dtype in checkpoint["dtypes"].items()}
         types |= {f"optimizer/{name}": ("<f8", num_parameters) for name in checkpoint["scalars"]}
         return types[part]
+
+    def _estimate_type(self, entry: dict[str, Any], part: str) -> tuple[str, int]:
+        dtype = "<f8" if self.manifest["model"]["dtype"] == "float64" else "<f4"
+        return dtype, entry["pairs"] if part == "values" else self._count
 
     def _document(self, group: str) -> tuple[dict[str, Any], bytes]:
         """Attributes of a group, and the bytes that they are."""
@@ -276,6 +288,10 @@ def test_the_package_reads_it(folder: Path) -> None:
     assert {name: plain(name, log.table(name)) for name in log.commit.tables} == wanted["tables"]
     for step, arrays in wanted["checkpoints"].items():
         assert {name: digest_of(log.checkpoint_array(int(step), name)) for name in arrays} == arrays
+    for step, entry in wanted.get("curvature", {}).items():
+        found = read_curvature(log, int(step))
+        assert {name: digest_of(values) for name, values in found.arrays.items()} == entry["blake3"]
+        assert (found.kind, found.rank, found.trace) == (entry["kind"], entry["rank"], entry["trace"])
     gradients = [digest_of(log.gradient(step)) for step in range(len(wanted["gradient_blake3"]))]
     assert gradients == wanted["gradient_blake3"]
     for step, digest in enumerate(wanted["reconstruction_blake3"], start=1):
@@ -290,6 +306,9 @@ def test_another_reader_finds_the_same(folder: Path, reader: Callable[[Path], Vi
     assert {name: plain(name, view.table(name)) for name in view.commit["tables"]} == wanted["tables"]
     for step, arrays in wanted["checkpoints"].items():
         assert {name: digest_of(view.vector(f"checkpoints/{int(step):08d}/{name}")) for name in arrays} == arrays
+    for step, entry in wanted.get("curvature", {}).items():
+        places = {name: f"curvature/{int(step):08d}/{name}" for name in entry["blake3"]}
+        assert {name: digest_of(view.vector(place)) for name, place in places.items()} == entry["blake3"]
     zeros = np.zeros_like(view.vector("checkpoints/00000000/parameters"))
     gradients = [digest_of(decoded(view, "gradients", t, zeros)) for t in range(len(wanted["gradient_blake3"]))]
     assert gradients == wanted["gradient_blake3"]
@@ -333,7 +352,8 @@ def test_the_same_run_still_gives_the_same_log(made: Golden, tmp_path: Path) -> 
 def test_the_specification_lists_the_tables_that_a_log_has() -> None:
     rows = {(): "–", (32,): "32"}
     assert tables_of_the_readme() == {
-        table.name: (table.dtype.name, table.width or rows[table.columns], table.chunk_rows) for table in TABLES
+        table.name: (table.dtype.name, table.width or rows[table.columns], table.chunk_rows)
+        for table in (*TABLES, *OPTIONAL_TABLES)
     }
 
 
@@ -342,5 +362,8 @@ def test_the_golden_logs_cover_what_a_log_can_hold() -> None:
     assert {view.manifest["updates"] for view in views} == {"lossless", "int8", "int4", "none"}
     assert {view.manifest["model"]["dtype"] for view in views} == set(BITS)
     assert any(view.commit["generation"] for view in views)
+    estimates = [entry for view in views for entry in view.commit.get("curvature", {}).values()]
+    assert {entry["kind"] == "low_rank" for entry in estimates} == {True, False}
+    assert any("steps/unclipped_norm" in view.commit["tables"] for view in views)
     assert any(view.table("samples/redacted").any() for view in views)
     assert any(len(list((folder / LOG).glob("generation-*/updates/c/*"))) > 1 for folder in FOLDERS)

@@ -13,10 +13,20 @@ import torch
 
 from independent_trainer import train_without
 from lmcleaner.audit.check import AuditOptions, audit_model
+from lmcleaner.choices import HessianMode
 from lmcleaner.formats.errors import DivergedError
 from lmcleaner.inspection.verify import verify
+from lmcleaner.progress import Silent
 from lmcleaner.recording.options import RecordOptions
 from lmcleaner.recording.training import record
+from lmcleaner.training.numerics import restored_numerics
+from lmcleaner.training.state import TrainingState
+from lmcleaner.unlearning.combine import Correction
+from lmcleaner.unlearning.options import UnlearnOptions
+from lmcleaner.unlearning.request import find_forget_set
+from lmcleaner.unlearning.setting import Setting
+from lmcleaner.unlearning.sweep import sweep_window
+from lmcleaner.unlearning.windows import windows_in
 from tiny_runs import TinyRun, parameters_in, same_bits, unlearn_tiny
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -143,3 +153,31 @@ def test_secant_costs_about_one_plain_training(adamw: TinyRun, tmp_path: Path) -
     assert document["windows"][0]["gradients"] == adamw.open().num_steps
     seconds = document["timing"]["sweep_seconds"]
     print(f"plain training {plain:.2f} s, secant {seconds:.2f} s, ratio {seconds / plain:.3f}, {torch.__version__}")  # noqa: T201
+
+
+@pytest.mark.parametrize("mode", ["diag", "low_rank", "fisher"])
+def test_a_step_without_rows_costs_little_beside_a_training_step(mode: str, tmp_path: Path) -> None:
+    """Prints both in processor time, which the machine's load changes less; no assertion on a clock."""
+    kind = "none" if mode == "fisher" else mode
+    run = _record(tmp_path, gradients="lossless", curvature=kind, checkpoint_every=20)
+    log, replay = run.open(), run.replay_model()
+    step, parameters = log.step(40), replay.load(log.parameters(40))
+    spent = [time.process_time()]
+    with restored_numerics(log.manifest.numerics):
+        state = TrainingState(log.manifest, log.checkpoint(40), replay.device)
+        for _ in range(20):
+            state.apply(replay.gradient(step, parameters), step.lr)
+        spent.append(time.process_time())
+        forget_set = find_forget_set(log, "steps:3", None, lambda: None)
+        options = UnlearnOptions(forget="steps:3", output=None, dry_run=True, K=None, hessian_mode=HessianMode(mode))
+        setting = Setting(replay, forget_set, options.hessian_mode, options.denominator, options.damping)
+        (window,) = windows_in(log, forget_set.steps, None)
+        report = sweep_window(log, window, setting, options, Correction(), Silent())
+        spent.append(time.process_time())
+    assert report.data_free
+    assert (report.gradients, report.products) == (0, 0)
+    plain, carried = (spent[1] - spent[0]) / 20, (spent[2] - spent[1]) / (window.end - window.start)
+    print(  # noqa: T201
+        f"{mode}: training step {plain:.4f} s, step without rows {carried:.4f} s, ratio {carried / plain:.3f}, "
+        f"curvature captured {report.curvature_captured}"
+    )

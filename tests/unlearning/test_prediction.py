@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lmcleaner.choices import Denominator, HessianMode
 from lmcleaner.curvature.linearized import curvature_product
+from lmcleaner.curvature.segments import PROBES
 from lmcleaner.training.vectors import global_norm
-from lmcleaner.unlearning.prediction import PROBES, FisherPrediction, SegmentPrediction, make_prediction
+from lmcleaner.unlearning.prediction import FisherPrediction, SegmentPrediction, make_prediction
 from lmcleaner.unlearning.request import find_forget_set
 from lmcleaner.unlearning.setting import Setting
 from tiny_runs import TinyRun, record_tiny, unlearn_tiny
@@ -101,7 +102,7 @@ def test_the_fishers_product_is_the_recorded_gradient_times_itself_and_reads_no_
     gradient = [part for part in setting.replay.gradient(log.step(4), parameters) if part is not None]
     vector = vector_like(parameters)
     slope = sum(float((g * v).sum()) for g, v in zip(gradient, vector, strict=True))
-    prediction = FisherPrediction(log, setting)
+    prediction = FisherPrediction(log, setting, rank=1)
     found = prediction.product(4, log.step(4), parameters, vector)
     assert relative(found, [g * slope for g in gradient]) < 1e-6
     predicted = [part for part in prediction.gradient(4, log.step(4), parameters, vector) if part is not None]
@@ -137,7 +138,7 @@ def test_the_plan_knows_the_products_of_the_estimates(mode: HessianMode, gentle_
     rank = 3 if mode is HessianMode.LOW_RANK else None
     result = unlearn_tiny(gentle_run, tmp_path / "out", mode, forget="steps:1", rank=rank)
     assert result.document is not None
-    segments, products = 5, {HessianMode.DIAG: 8, HessianMode.LOW_RANK: 7, HessianMode.FISHER: 0}[mode]
+    segments, products = 5, {HessianMode.DIAG: 8, HessianMode.LOW_RANK: 7 + 4, HessianMode.FISHER: 0}[mode]
     assert result.plan.products == 2 * products * segments
     assert sum(window["hvp_calls"] for window in result.document["windows"]) == result.plan.products
 
