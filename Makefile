@@ -41,6 +41,7 @@ test: install
 check: lint types test
 
 bench: install
+	$(BIN)/python benchmarks/modes.py
 	$(BIN)/python benchmarks/sweep.py
 	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/log.py
 	$(BIN)/python benchmarks/crash.py
@@ -50,6 +51,6 @@ docs: install
 	$(BIN)/typer lmcleaner.cli.main utils docs --name lmcleaner --title "Command line" --output docs/cli.md
 
 clean:
-	rm -rf build demo-run .mypy_cache .ruff_cache .pytest_cache
+	rm -rf build demo-run modes-run .mypy_cache .ruff_cache .pytest_cache
 
 SHELL := /bin/bash

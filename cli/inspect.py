@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lmcleaner.choices import DEFAULT_RANK, HessianMode
+from lmcleaner.choices import HessianMode
 from lmcleaner.cli.console import Reporter, human_bytes, print_json, print_text, sparkline, spelled
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Model, Quiet, parse_K, parse_steps
 from lmcleaner.cli.unlearn import KOption, LevelOption, NoLedger, OptionalForget, RankOption
@@ -41,6 +41,9 @@ def inspect(
     ] = False,
     forget: OptionalForget = None,
     plan: Annotated[bool, typer.Option("--plan", help="What --forget would cost in each mode.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="With --plan: by the run's own step times, without loading the model.")
+    ] = False,
     no_ledger: NoLedger = False,
     level: LevelOption = None,
     K: KOption = str(DEFAULT_K),  # noqa: N803 -- the paper's name
@@ -55,7 +58,7 @@ def inspect(
     Example: `lmcleaner inspect my-log --forget forget.jsonl --plan`
     """
     _check_combination([verify, sizes, step is not None, find is not None, redacted, requests, bool(forget)])
-    _check_companions(verify, replay, forget, plan, rank)
+    _check_companions(verify, replay, forget, plan, rank, quick)
     from lmcleaner.formats.reader import TrainingLog
 
     opened = TrainingLog(log)
@@ -75,7 +78,7 @@ def inspect(
         options = UnlearnOptions(
             forget=forget, output=None, dry_run=True, K=parse_K(K), level=level, model=model, ledger=not no_ledger
         )
-        _plan(opened, options, rank, as_json=as_json)
+        _plan(opened, options, rank, quick=quick, as_json=as_json)
     else:
         _summarize(opened, as_json=as_json)
 
@@ -85,13 +88,17 @@ def _check_combination(chosen: list[bool]) -> None:
         raise UsageError("choose one of --verify, --sizes, --step, --find, --redacted, --requests and --forget")
 
 
-def _check_companions(verify: bool, replay: str | None, forget: list[str] | None, plan: bool, rank: int | None) -> None:
+def _check_companions(
+    verify: bool, replay: str | None, forget: list[str] | None, plan: bool, rank: int | None, quick: bool
+) -> None:
     if plan != bool(forget):
         raise UsageError("--forget and --plan belong together: expected both, found one of them")
     if replay is not None and not verify:
         raise UsageError("--replay belongs to --verify: expected both, found --replay alone")
     if rank is not None and not plan:
         raise UsageError("--rank belongs to --plan: expected both, found --rank alone")
+    if quick and not plan:
+        raise UsageError("--quick belongs to --plan: expected both, found --quick alone")
 
 
 def _summarize(log: "TrainingLog", *, as_json: bool) -> None:
@@ -270,18 +277,12 @@ def _list_requests(log: "TrainingLog", *, as_json: bool) -> None:
     print_text(f"entries: {len(found)}, {pending} of which the next unlearn serves again")
 
 
-def _plan(log: "TrainingLog", options: UnlearnOptions, rank: int | None, *, as_json: bool) -> None:
-    from lmcleaner.curvature.estimates import check_rank
-    from lmcleaner.formats.ledger import read_ledger
-    from lmcleaner.training.numerics import replay_device
-    from lmcleaner.unlearning.plan import make_plan
-    from lmcleaner.unlearning.run import resolve_request
+def _plan(log: "TrainingLog", options: UnlearnOptions, rank: int | None, *, quick: bool, as_json: bool) -> None:
+    from lmcleaner.unlearning.planning import plan_request
     from lmcleaner.unlearning.verdict import unmeasured
 
-    if rank is not None:
-        check_rank(rank, log.manifest.num_elements, replay_device(log.manifest))
-    forget_set, windows = resolve_request(log, options, ledger=read_ledger(log) if options.ledger else None)
-    plans = [make_plan(log, forget_set, windows, mode, rank or DEFAULT_RANK) for mode in HessianMode]
+    found = plan_request(log, options, rank=rank, quick=quick)
+    forget_set, windows, plans = found.forget_set, found.windows, found.plans
     if as_json:
         print_json({
             "samples": len(forget_set.digests),
@@ -304,15 +305,18 @@ def _plan(log: "TrainingLog", options: UnlearnOptions, rank: int | None, *, as_j
             f"window: checkpoint {window.start}, steps {window.first} to {window.end}, "
             f"{window.K_used} of them after the last occurrence"
         )
-    columns = f"{'gradients':>9} {'products':>9} {'to read':>10} {'seconds':>8} {'parameter memory':>17} {'rows':>5}"
-    print_text(f"{'mode':<16} {columns}")
+    memory = "parameter memory" if quick else "memory"
+    print_text(f"{'mode':<16} {'gradients':>9} {'products':>9} {'to read':>10} {'seconds':>8} {memory:>17} {'rows':>5}")
     for plan in plans:
         rows = "no" if plan.data_free else "yes"
         print_text(
             f"{plan.mode:<16} {plan.gradients:>9} {plan.products:>9} {human_bytes(plan.bytes_to_read):>10} "
-            f"{plan.seconds:>8.0f} {human_bytes(plan.parameter_memory_bytes):>17} {rows:>5}"
+            f"{plan.seconds:>8.1f} {human_bytes(plan.memory_bytes or plan.parameter_memory_bytes):>17} {rows:>5}"
         )
-    print_text("memory comes on top of one training step's activations")
+    if quick:
+        print_text("seconds by the run's own step times; memory comes on top of one training step's activations")
+    else:
+        print_text("seconds and activations as measured on this machine just now")
     print_text(f"poor unless --oracle measures it: {', '.join(mode for mode in HessianMode if unmeasured(mode))}")
 
 

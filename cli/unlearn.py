@@ -85,6 +85,12 @@ def unlearn(
     damping: Annotated[float, typer.Option(help="λ in C + λI.")] = DEFAULT_DAMPING,
     rank: RankOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    oracle_sample: Annotated[
+        float,
+        typer.Option(
+            metavar="PERCENT", help="Estimate the relative error from these per cent of the steps, taken twice."
+        ),
+    ] = 0.0,
     oracle: Annotated[bool, typer.Option("--oracle", help="Replay the counterfactual and measure against it.")] = False,
     redact: Annotated[
         bool,
@@ -115,9 +121,8 @@ def unlearn(
     """
     options = UnlearnOptions(
         forget=forget, output=output, model=model, level=level, K=parse_K(K), settle_tolerance=settle_tolerance,
-        hessian_mode=hessian_mode,
-        propagation=propagation, denominator=denominator, damping=damping, rank=rank, dry_run=dry_run, oracle=oracle,
-        redact=redact, ledger=not no_ledger,
+        hessian_mode=hessian_mode, propagation=propagation, denominator=denominator, damping=damping, rank=rank,
+        dry_run=dry_run, oracle=oracle, oracle_sample=oracle_sample, redact=redact, ledger=not no_ledger,
         thresholds=Thresholds(
             linearization_error=max_linearization_error, settled=max_settled, surviving=min_surviving,
             relative_error=max_relative_error,

@@ -16,7 +16,7 @@ from lmcleaner.unlearning.combine import Change
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.plan import Plan
 from lmcleaner.unlearning.request import ForgetSet
-from lmcleaner.unlearning.sweep import WindowReport
+from lmcleaner.unlearning.sweep import WindowReport, combined_estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,7 @@ class Outcome:
         oracle: the comparison with the oracle, if it was made.
         model_before: fingerprint of the model at θ[τ].
         model_after: fingerprint of the model at θ̂.
-        timing: seconds by part.
+        timing: seconds by part, and the peak of the memory.
     """
 
     reports: tuple[WindowReport, ...]
@@ -39,7 +39,7 @@ class Outcome:
     oracle: dict[str, Any] | None
     model_before: str
     model_after: str
-    timing: dict[str, float]
+    timing: dict[str, Any]
 
 
 def make_document(
@@ -72,6 +72,7 @@ def make_document(
         "result": {
             "change_norm": change.norm,
             "surviving": {"norm_ratio": change.norm_ratio, "cosine": change.cosine},
+            "estimated_error": combined_estimate(outcome.reports),
             "verdict": "poor" if outcome.reasons else "good",
             "reasons": list(outcome.reasons),
         },
@@ -120,6 +121,7 @@ def _window(report: WindowReport) -> dict[str, Any]:
         "linearization_error": report.linearization_error,
         "linearization_errors": {str(step): error for step, error in report.marks.items()},
         "settled": report.settled,
+        "estimated_error": report.estimated_error,
         "data_free": report.data_free,
         "curvature_captured": report.curvature_captured,
         "replay_exact": report.replay_exact,
@@ -138,6 +140,7 @@ def _config(log: TrainingLog, options: UnlearnOptions) -> dict[str, Any]:
         "damping": options.damping,
         "rank": options.rank,
         "oracle": options.oracle,
+        "oracle_sample": options.oracle_sample,
         "redact": options.redact,
         "ledger": options.ledger,
         "thresholds": asdict(options.thresholds),

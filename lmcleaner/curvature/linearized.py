@@ -14,6 +14,11 @@ from lmcleaner.training.batches import NOTHING, Digests, Inputs, row_parts
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.state import Gradient
 
+# Tokens times parameters from which on a part's operations take longer to compute than to start: below it parts cost
+# time, and save memory only of models so small that nobody needs it. With 260,000 parameters and 1,100 tokens `exact`
+# took 3.0 gradients at once, 3.2 in two parts, 3.9 in four and 7.8 in eight.
+_PART_WORK = 1 << 27
+
 
 class Operator(Protocol):
     """A curvature matrix C that is never written down; the functions of `exact`, or a `ThroughLogits`."""
@@ -69,7 +74,7 @@ def predicted_gradient(
     extra = replay.manifest.model.forward_arguments
     for microbatch, inputs in zip(step.microbatches, replay.inputs(step, forgotten, denominator), strict=True):
         replay.restore_rng(microbatch.rng)
-        for rows in _parts(inputs, mode, microbatch.rng):
+        for rows in _parts(replay, inputs, mode, microbatch.rng):
             OPERATORS[mode].gradient_minus_product(replay, rows, deviation, extra)
     gradient = replay.take_gradient()
     for part, direction in zip(gradient, deviation, strict=True):
@@ -120,11 +125,12 @@ def add_product(
     """
     extra = replay.manifest.model.forward_arguments
     replay.restore_rng(rng)
-    for rows in _parts(inputs, mode, rng):
+    for rows in _parts(replay, inputs, mode, rng):
         for sum_so_far, part in zip(total, OPERATORS[mode].product(replay, rows, vector, extra), strict=True):
             sum_so_far.add_(part)
 
 
-def _parts(inputs: Inputs, mode: HessianMode, rng: bytes) -> Iterable[Inputs]:
+def _parts(replay: ReplayModel, inputs: Inputs, mode: HessianMode, rng: bytes) -> Iterable[Inputs]:
     """The rows of a microbatch in parts; a model that draws random numbers draws them for all rows at once."""
-    return [inputs] if rng else row_parts(inputs, OPERATORS[mode].PARTS)
+    work = inputs["input_ids"].numel() * replay.manifest.num_elements
+    return [inputs] if rng else row_parts(inputs, max(1, min(OPERATORS[mode].PARTS, work // _PART_WORK)))

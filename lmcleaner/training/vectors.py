@@ -12,7 +12,7 @@ from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.manifest import ParameterEntry
 
 _TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-_MAX_SPACED = 1 << 18  # elements of `evenly_spaced`; 2 MiB, and norms within a few thousandths
+_MAX_SPACED = 1 << 18  # elements of `evenly_spaced`; 1 MiB of float32, and norms within a few thousandths
 _INTEGER_VIEWS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float64: torch.int64}
 
 
@@ -110,7 +110,7 @@ def evenly_spaced(tensors: Sequence[Tensor]) -> Tensor:
         tensors: one or more of any shape.
 
     Returns:
-        float64 `[elements]`.
+        `[elements]`, of the tensors' dtype.
     """
     spacing = -(-sum(tensor.numel() for tensor in tensors) // _MAX_SPACED)
-    return torch.cat([tensor.detach().reshape(-1)[::spacing] for tensor in tensors]).double()
+    return torch.cat([tensor.detach().reshape(-1)[::spacing] for tensor in tensors])

@@ -58,6 +58,7 @@ class UnlearnOptions:
         model: where the base model lies now, or None for where it lay.
         level: sample or batch; None chooses batch for `steps:` and sample otherwise.
         K: steps to carry after the last occurrence; None carries to the end, "auto" until the deviation has settled.
+        oracle_sample: percent of the steps that are taken twice to estimate the relative error; 0 estimates nothing.
         settle_tolerance: what δ may move by over the last tenth of a window that K="auto" ends, relative to ‖δ‖.
         hessian_mode: how the gradient at θ′ is found.
         propagation: through the optimizer, or the paper's form.
@@ -86,6 +87,7 @@ class UnlearnOptions:
     rank: int | None = None
     dry_run: bool = False
     oracle: bool = False
+    oracle_sample: float = 0.0
     redact: bool = False
     ledger: bool = True
     thresholds: Thresholds = Thresholds()
@@ -115,6 +117,13 @@ class UnlearnOptions:
         self._check_rank()
         if self.output is None and not self.dry_run:
             raise UsageError("--output is missing: expected a folder for the model and its audit document")
+        if not 0 <= self.oracle_sample <= 100:
+            raise UsageError(f"--oracle-sample: expected 0 to 100 percent, found {self.oracle_sample}")
+        if self.oracle_sample and self.propagation is Propagation.PAPER:
+            raise UsageError(
+                "--oracle-sample takes steps with the optimizer twice, which --propagation paper doesn't take at all",
+                hint="use --oracle",
+            )
         if self.redact:
             self._check_redaction()
         if self.propagation is Propagation.PAPER and self.hessian_mode is HessianMode.SECANT:

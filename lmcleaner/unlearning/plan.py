@@ -3,8 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from functools import partial
 
 from lmcleaner.choices import DEFAULT_RANK, WRITTEN, HessianMode
 from lmcleaner.curvature.linearized import OPERATORS
@@ -13,19 +12,16 @@ from lmcleaner.formats.bits import BIT_DTYPES
 from lmcleaner.formats.layout import CURVATURE, GRADIENTS, UPDATES
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.wording import counted
+from lmcleaner.training.numerics import restored_numerics
 from lmcleaner.training.optimizers import state_vectors
 from lmcleaner.training.recorded import exact_steps
+from lmcleaner.training.replay import ReplayModel
+from lmcleaner.unlearning.costs import Costs, logged_costs, measure_costs
 from lmcleaner.unlearning.recorded import Recorded, find_recorded, is_data_free
 from lmcleaner.unlearning.request import ForgetSet
-from lmcleaner.unlearning.settling import NUM_MARKS
+from lmcleaner.unlearning.sampling import block_steps
+from lmcleaner.unlearning.settling import marks
 from lmcleaner.unlearning.windows import Window, replayed_steps
-
-# Time of one carried step as a multiple of a training step; measured on a Llama of 260,000 parameters, one thread.
-_STEP_COST = {
-    HessianMode.SECANT: 1.05, HessianMode.EXACT: 3.0, HessianMode.GGN: 2.2, HessianMode.EMPIRICAL_FISHER: 2.2,
-}  # fmt: skip
-_WRITTEN_COST = 0.12  # of what a written mode does besides a gradient: less than a training step
-_PRODUCT_COST = {HessianMode.GGN: 2.7, HessianMode.EXACT: 3.5}  # of a product that goes into an estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +37,9 @@ class Plan:
         data_free: whether no row will be read; no gradient can be measured then.
         updates: codec of the updates that θ is read from.
         bytes_to_read: bytes on disk of checkpoints, updates, and recorded gradients and curvature.
-        seconds: expected, from the logged step times.
-        parameter_memory_bytes: peak of what has the size of the parameters; a training step's activations come on top.
+        seconds: expected, from costs measured on this machine, or from the logged step times.
+        parameter_memory_bytes: peak of what has the size of the parameters; activations come on top.
+        activation_bytes: peak of what comes and goes in a step; None where it was not measured.
     """
 
     mode: HessianMode
@@ -55,19 +52,36 @@ class Plan:
     bytes_to_read: int
     seconds: float
     parameter_memory_bytes: int
+    activation_bytes: int | None
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Peak of everything; None where activations were not measured."""
+        return None if self.activation_bytes is None else self.parameter_memory_bytes + self.activation_bytes
 
 
 def make_plan(
-    log: TrainingLog, forget_set: ForgetSet, windows: Sequence[Window], mode: HessianMode, rank: int = DEFAULT_RANK
+    log: TrainingLog,
+    forget_set: ForgetSet,
+    windows: Sequence[Window],
+    mode: HessianMode,
+    rank: int = DEFAULT_RANK,
+    *,
+    oracle_sample: float = 0.0,
+    is_end_fixed: bool = True,
+    costs: Costs | None = None,
 ) -> Plan:
     """What a sweep through the windows will cost.
 
     Args:
         log: the training log.
         forget_set: what to leave out.
-        windows: the request's windows.
+        windows: the request's windows, the longest that they may be.
         mode: how gradients are found.
         rank: eigenpairs of LOW_RANK.
+        oracle_sample: percent of the steps that are taken twice.
+        is_end_fixed: whether each window is carried to its end whatever happens.
+        costs: of the parts of a step; None takes `logged_costs`.
 
     Returns:
         The plan.
@@ -75,27 +89,89 @@ def make_plan(
     found = find_recorded(log, forget_set, mode, rank)
     lead_in = [step for window in windows for step in range(window.start, window.first)]
     carried = {step for window in windows for step in range(window.first, window.end)} - forget_set.skipped
-    replayed = _replayed(log, windows) if mode is not HessianMode.SECANT else 0
+    is_linearized = mode is not HessianMode.SECANT
+    replayed = _replayed(log, windows) if is_linearized else 0
     free = [is_data_free(log, forget_set, window, mode, rank) for window in windows]
-    marks = sum(_num_marks(window, mode) for window, is_free in zip(windows, free, strict=True) if not is_free)
-    plain = sum(step not in found.given for step in lead_in) + marks + (0 if exact_steps(log) else replayed)
+    measured = [window for window, is_free in zip(windows, free, strict=True) if is_linearized and not is_free]
+    marked = {step for window in measured for step in marks(window, is_end_fixed=is_end_fixed)}
+    sampled = {step for window in windows for block in block_steps(window, oracle_sample) for step in block}
+    plain = sum(step not in found.given for step in lead_in) + len(marked) + (0 if exact_steps(log) else replayed)
+    plain += len(sampled - forget_set.skipped) if is_linearized else 0
     gradients = len(carried - found.gradients)
     estimates = sum(_estimate_products(log, window, mode, rank) for window in windows) if not found.curvature else 0
-    cost = _STEP_COST[HessianMode.SECANT] * (plain + (gradients if mode in WRITTEN else 0))
-    cost += _WRITTEN_COST * (len(lead_in) + len(carried)) if mode in WRITTEN else _STEP_COST[mode] * len(carried)
-    cost += _PRODUCT_COST.get(ESTIMATED.get(mode, mode), 0.0) * estimates
     return Plan(
         mode=mode,
         steps=sum(window.end - window.start for window in windows),
         gradients=plain + gradients,
-        products=len(carried) if mode in OPERATORS else estimates,
+        products=len(carried - {window.first for window in windows}) if mode in OPERATORS else estimates,
         replayed=replayed,
         data_free=all(free),
         updates=log.manifest.updates,
         bytes_to_read=_bytes_to_read(log, windows, found, (found.given & {*lead_in}) | (found.gradients & carried)),
-        seconds=cost * (float(np.median(log.table("steps/seconds"))) if log.num_steps else 0.0),
-        parameter_memory_bytes=_parameter_memory(log, mode, rank, found, is_replayed=replayed > 0),
+        seconds=_seconds(
+            costs or logged_costs(log), mode, plain=plain, gradients=gradients, estimates=estimates,
+            lead_in=len(lead_in), carried=len(carried), windows=len(windows),
+        ),
+        parameter_memory_bytes=_parameter_memory(
+            log, mode, rank, found, is_replayed=replayed > 0, is_sampled=is_linearized and bool(sampled)
+        ),
+        activation_bytes=costs.activation_bytes if costs is not None else None,
+    )  # fmt: skip
+
+
+def measured_plan(
+    log: TrainingLog,
+    replay: ReplayModel,
+    forget_set: ForgetSet,
+    windows: Sequence[Window],
+    mode: HessianMode,
+    rank: int = DEFAULT_RANK,
+    *,
+    oracle_sample: float = 0.0,
+    is_end_fixed: bool = True,
+) -> Plan:
+    """A plan whose costs are measured on this machine, which takes some training steps; see `make_plan`.
+
+    Args:
+        log: the training log.
+        replay: the run's model.
+        forget_set: what to leave out.
+        windows: the windows, the longest that they may be.
+        mode: how gradients are found.
+        rank: eigenpairs of LOW_RANK.
+        oracle_sample: percent of the steps that are taken twice.
+        is_end_fixed: whether each window is carried to its end whatever happens.
+
+    Returns:
+        The plan.
+    """
+    make = partial(
+        make_plan, log, forget_set, windows, mode, rank, oracle_sample=oracle_sample, is_end_fixed=is_end_fixed
     )
+    reads_rows = make().gradients > 0
+    with restored_numerics(log.manifest.numerics):
+        return make(costs=measure_costs(log, replay, windows, mode, reads_rows=reads_rows))
+
+
+def _seconds(
+    costs: Costs,
+    mode: HessianMode,
+    *,
+    plain: int,
+    gradients: int,
+    estimates: int,
+    lead_in: int,
+    carried: int,
+    windows: int,
+) -> float:
+    """Gradients beside the carried steps', the carried steps', products of estimates, and what every step takes."""
+    total = plain * costs.gradient_seconds + (lead_in + carried) * costs.carry_seconds + windows * costs.open_seconds
+    if mode in OPERATORS:
+        return total + carried * costs.predicted_seconds[mode]
+    total += gradients * costs.gradient_seconds
+    if mode in WRITTEN:
+        total += (lead_in + carried) * costs.written_seconds
+    return total + (estimates * costs.product_seconds[ESTIMATED[mode]] if estimates else 0.0)
 
 
 def plan_lines(
@@ -133,7 +209,7 @@ def plan_lines(
         f"{counted(len(forget_set.steps), 'step')}; {counted(len(windows), 'window')} ({spans}); {plan.mode}: "
         f"{counted(plan.gradients, 'gradient')}, {counted(plan.products, 'product')}, "
         f"{plan.bytes_to_read / 1e6:.1f} MB to read, about {plan.seconds:.0f} s, "
-        f"{plan.parameter_memory_bytes / 1e6:.1f} MB of parameters and state"
+        f"{_memory(plan)}"
     )
     if plan.data_free:
         yield "no row is read: gradients and curvature come from the log, and no gradient is measured"
@@ -149,12 +225,14 @@ def plan_lines(
         yield f"the run was interrupted: the trained model is the one after its last step, {log.num_steps - 1}"
 
 
+def _memory(plan: Plan) -> str:
+    if plan.memory_bytes is None:
+        return f"{plan.parameter_memory_bytes / 1e6:.1f} MB of parameters and state"
+    return f"{plan.memory_bytes / 1e6:.1f} MB of memory"
+
+
 def _replayed(log: TrainingLog, windows: Sequence[Window]) -> int:
     return sum(replayed_steps(window, log.checkpoint_steps, log.readable_steps) for window in windows)
-
-
-def _num_marks(window: Window, mode: HessianMode) -> int:
-    return min(NUM_MARKS, window.num_carried) if mode is not HessianMode.SECANT else 0
 
 
 def _estimate_products(log: TrainingLog, window: Window, mode: HessianMode, rank: int) -> int:
@@ -189,12 +267,15 @@ def _bytes_to_read(log: TrainingLog, windows: Sequence[Window], found: Recorded,
     return int(per_step * num_updates + per_checkpoint * num_checkpoints + of_curvature)
 
 
-def _parameter_memory(log: TrainingLog, mode: HessianMode, rank: int, found: Recorded, *, is_replayed: bool) -> int:
+def _parameter_memory(
+    log: TrainingLog, mode: HessianMode, rank: int, found: Recorded, *, is_replayed: bool, is_sampled: bool
+) -> int:
     """θ, θ′, a gradient and θ′'s optimizer state; δ where a product needs it; an estimate, and what it is made from.
 
     Where the run's θ is replayed, that θ and its optimizer's state as well, beside the θ that was read last. A written
     mode holds its product, and what a recorded gradient is decoded into. Eigenpairs take another vector for a product,
-    and twice their size while they are read, 3·rank + 1 vectors while they are made.
+    and twice their size while they are read, 3·rank + 1 vectors while they are made. Steps that are taken twice need
+    another training state, and their error.
     """
     states = state_vectors(log.manifest.optimizer)
     estimate = 1 if mode in ESTIMATED else 0
@@ -202,5 +283,6 @@ def _parameter_memory(log: TrainingLog, mode: HessianMode, rank: int, found: Rec
         pairs = max((entry.pairs for entry in log.commit.curvature.values()), default=rank)
         estimate = 1 + (pairs + rank if found.curvature else 3 * rank + 1)
     vectors = 3 + states + int(mode is not HessianMode.SECANT) + (1 + states) * is_replayed + estimate
+    vectors += (2 + states) * is_sampled
     vectors += int(mode in WRITTEN) + int(bool(found.gradients))
     return int(vectors * log.manifest.num_elements) * BIT_DTYPES[log.manifest.model.dtype].itemsize

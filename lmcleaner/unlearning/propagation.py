@@ -51,6 +51,15 @@ class OptimizerCarrier(Carrier):
         self._setting, self._prediction = setting, prediction
         self.state = TrainingState(setting.replay.manifest, checkpoint, setting.replay.device)
 
+    def replay(self, number: int, step: StepRecord) -> None:
+        """Takes a step of the run as it was, forgotten rows and all, while nothing has deviated yet."""
+        given = self._prediction.given(number)
+        if given is not None:
+            self.state.apply_given(given, step.lr)
+            return
+        self._setting.spent.gradients += 1
+        self.state.apply(self._setting.replay.gradient(step, self.state.parameters), step.lr)
+
     def deviation(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """θ[t] - θ′[t], in float32 at least."""
         return [_wide(p) - _wide(q.detach()) for p, q in zip(parameters, self.state.parameters, strict=True)]
@@ -166,6 +175,7 @@ def make_carrier(propagation: Propagation, setting: Setting, prediction: Predict
 
 def relative_error(predicted: Tensor, true: Tensor) -> float:
     """‖predicted - true‖ / ‖true‖; 0 where both vanish."""
+    true, predicted = true.double(), predicted.double()
     norm, difference = float(true.norm()), float((predicted - true).norm())
     return difference / norm if norm else float(difference > 0)
 

@@ -63,13 +63,14 @@ def is_data_free(log: TrainingLog, forget_set: ForgetSet, window: Window, mode: 
         it is replayed from.
     """
     found = find_recorded(log, forget_set, mode, rank)
-    taken = set(range(window.start, window.end)) - forget_set.skipped
+    lead_in = set(range(window.start, window.first))
+    carried = set(range(window.first, window.end)) - forget_set.skipped
     is_known = log.readable_steps.issuperset(range(window.first, window.end + 1))
     needs_estimate = mode in ESTIMATED and not found.curvature
     return (
         mode in WRITTEN
-        and taken <= found.given
-        and taken - set(range(window.start, window.first)) <= found.gradients
+        and lead_in | carried <= found.given
+        and carried <= found.gradients
         and not needs_estimate
         and (is_known or exact_steps(log).issuperset(range(window.start, window.end)))
     )

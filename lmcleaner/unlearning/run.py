@@ -6,6 +6,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.store import Store
 from lmcleaner.output import atomic_folder, check_free
 from lmcleaner.progress import Progress, Silent
+from lmcleaner.training.memory import PeakMemory
 from lmcleaner.training.models import load_base_model, load_tokenizer
 from lmcleaner.training.numerics import replay_device, restored_numerics, unrestorable
 from lmcleaner.training.replay import ReplayModel
@@ -30,7 +32,7 @@ from lmcleaner.unlearning.counterfactual import Counterfactual
 from lmcleaner.unlearning.earlier import earlier_requests
 from lmcleaner.unlearning.entering import Desk, not_entered, open_desk
 from lmcleaner.unlearning.options import UnlearnOptions
-from lmcleaner.unlearning.plan import Plan, make_plan, plan_lines
+from lmcleaner.unlearning.plan import Plan, measured_plan, plan_lines
 from lmcleaner.unlearning.redaction import open_to_redact, redaction
 from lmcleaner.unlearning.remaining import find_remaining
 from lmcleaner.unlearning.request import ForgetSet
@@ -93,9 +95,12 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
     opened = open_to_redact(log_path, options, progress) if options.redact else nullcontext(TrainingLog(log_path))
     with opened as log:
         ledger = read_ledger(log) if options.ledger else None
-        planned = _planned(log, ledger, options, progress)
+        forget_set, windows = resolve_request(log, options, progress, ledger)
         if options.output is not None:
             check_free(options.output)
+        memory = PeakMemory(replay_device(log.manifest))
+        replay = ReplayModel(load_base_model(log.manifest, options.model), log.manifest, replay_device(log.manifest))
+        planned = _planned(log, replay, forget_set, windows, options)
         if options.dry_run:
             return planned
         for line in planned.lines:
@@ -103,19 +108,21 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
         desk = open_desk(log_path, log, ledger, planned.forget_set, has_lock=options.redact)
         if desk.closed is not None:
             progress.say(f"NOT ENTERED: the next request won't know of this one: {desk.closed}")
-        return replace(planned, document=_unlearned(desk, planned.forget_set, planned.plan, options, progress))
+        return replace(planned, document=_unlearned(desk, replay, planned, memory, options, progress))
 
 
-def _planned(log: TrainingLog, ledger: Ledger | None, options: UnlearnOptions, progress: Progress) -> UnlearnResult:
-    """What a dry run finds."""
-    forget_set, windows = resolve_request(log, options, progress, ledger)
+def _planned(
+    log: TrainingLog, replay: ReplayModel, forget_set: ForgetSet, windows: tuple[Window, ...], options: UnlearnOptions
+) -> UnlearnResult:
+    """What a dry run finds; measures the costs of the mode's parts on this machine."""
     rank = options.rank or DEFAULT_RANK
     if options.hessian_mode is HessianMode.LOW_RANK:
-        check_rank(rank, log.manifest.num_elements, replay_device(log.manifest))
-    plan, warnings = (
-        make_plan(log, forget_set, windows, options.hessian_mode, rank),
-        tuple(foreseen_reasons(log, options)),
-    )
+        check_rank(rank, log.manifest.num_elements, replay.device)
+    plan = measured_plan(
+        log, replay, forget_set, windows, options.hessian_mode, rank, oracle_sample=options.oracle_sample,
+        is_end_fixed=options.K != "auto",
+    )  # fmt: skip
+    warnings = tuple(foreseen_reasons(log, options))
     lines = tuple(plan_lines(log, forget_set, windows, plan, warnings, redact=options.redact))
     return UnlearnResult(
         forget_set=forget_set, windows=windows, plan=plan, warnings=warnings, lines=lines, document=None
@@ -160,18 +167,18 @@ def resolve_request(
 
 def _unlearned(
     desk: Desk,
-    forget_set: ForgetSet,
-    plan: Plan,
+    replay: ReplayModel,
+    planned: UnlearnResult,
+    memory: PeakMemory,
     options: UnlearnOptions,
     progress: Progress,
 ) -> Document:
     """Sweeps, judges, writes, enters the requests, and redacts the log if it shall."""
-    log = desk.log
-    replay = ReplayModel(load_base_model(log.manifest, options.model), log.manifest, replay_device(log.manifest))
+    log, forget_set = desk.log, planned.forget_set
     for difference in unrestorable(log.manifest):
         progress.say(f"replay may differ in the last bits: {difference}")
     with restored_numerics(log.manifest.numerics):
-        document, unlearned = _run(log, replay, forget_set, plan, options, progress)
+        document, unlearned = _run(log, replay, planned, memory, options, progress)
         if not options.redact:
             return _write(desk, replay, unlearned, document, forget_set, options)
         wanted = Counterfactual(log=log, replay=replay, forget_set=forget_set, denominator=options.denominator)
@@ -184,12 +191,14 @@ def _unlearned(
 def _run(
     log: TrainingLog,
     replay: ReplayModel,
-    forget_set: ForgetSet,
-    plan: Plan,
+    planned: UnlearnResult,
+    memory: PeakMemory,
     options: UnlearnOptions,
     progress: Progress,
 ) -> tuple[Document, list[Tensor]]:
     """Sweeps, compares, judges."""
+    forget_set, plan = planned.forget_set, planned.plan
+    memory.restart()
     started = time.perf_counter()
     setting = Setting(replay, forget_set, options.hessian_mode, options.denominator, options.damping)
     correction = Correction()
@@ -197,7 +206,10 @@ def _run(
     reports = sweep(log, setting, options, correction, progress)
     final = replay.load(log.parameters(log.num_steps))
     unlearned, change = correction.apply(final)
-    sweep_seconds = time.perf_counter() - started
+    timing: dict[str, Any] = {
+        "sweep_seconds": time.perf_counter() - started,
+        "peak_memory_bytes": memory.peak_bytes(),
+    }
     oracle = None
     if options.oracle:
         counterfactual = replay_counterfactual(log, replay, forget_set, options.denominator, progress)
@@ -210,7 +222,7 @@ def _run(
         oracle=oracle,
         model_before=replay.fingerprint(final),
         model_after=replay.fingerprint(unlearned),
-        timing={"sweep_seconds": sweep_seconds, "seconds": time.perf_counter() - started},
+        timing=timing | {"seconds": time.perf_counter() - started},
     )
     return make_document(log, forget_set, plan, options, outcome), unlearned
 

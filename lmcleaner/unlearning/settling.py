@@ -68,9 +68,10 @@ class Settling:
             self._compare(deviation)
 
     def _compare(self, deviation: list[Tensor]) -> None:
-        here = evenly_spaced(deviation)
-        if self._before is not None and float(here.norm()):
-            self.moved = float((here - self._before).norm() / here.norm())
+        if self._before is not None:
+            here = evenly_spaced(deviation).double()
+            norm = float(here.norm())
+            self.moved = float((here - self._before).norm()) / norm if norm else self.moved
 
 
 def _next_look(carried: int) -> int:

@@ -8,10 +8,11 @@ from statistics import median
 
 from torch import Tensor
 
-from lmcleaner.choices import DEFAULT_RANK
+from lmcleaner.choices import DEFAULT_RANK, HessianMode
 from lmcleaner.formats.canonical import array_digest
 from lmcleaner.formats.errors import DivergedError
 from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.formats.steps import StepRecord
 from lmcleaner.progress import Progress
 from lmcleaner.training.vectors import bits_of, global_norm
 from lmcleaner.unlearning.combine import Correction
@@ -19,6 +20,7 @@ from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.prediction import make_prediction
 from lmcleaner.unlearning.propagation import Carrier, OptimizerCarrier, make_carrier
 from lmcleaner.unlearning.recorded import is_data_free
+from lmcleaner.unlearning.sampling import SampledOracle
 from lmcleaner.unlearning.setting import Setting
 from lmcleaner.unlearning.settling import Settling, marks
 from lmcleaner.unlearning.trajectory import Trajectory, open_trajectory
@@ -44,6 +46,7 @@ class WindowReport:
         settled: ‖δ[end] - δ[a tenth earlier]‖ / ‖δ[end]‖, or at the last look of a window that K="auto" carries to τ.
         data_free: whether no row was read, so that no gradient could be measured.
         curvature_captured: the least share of its matrix's trace that an estimate held.
+        estimated_error: relative error as the sampled oracle estimates it; None where it was not asked for.
         replay_exact: whether every lead-in step gave the run's bits; None without a lead-in.
     """
 
@@ -58,6 +61,7 @@ class WindowReport:
     settled: float | None
     data_free: bool
     curvature_captured: float | None
+    estimated_error: float | None
     replay_exact: bool | None
 
     @property
@@ -69,6 +73,22 @@ class WindowReport:
     def median_linearization_error(self) -> float | None:
         """Median over the marks; one step's rows move a single mark by a factor of two and more."""
         return median(self.marks.values()) if self.marks else None
+
+
+def combined_estimate(reports: Sequence[WindowReport]) -> float | None:
+    """The estimated relative error of all windows' corrections together, whose errors are taken as independent.
+
+    Args:
+        reports: of the windows.
+
+    Returns:
+        The mean square of the windows' estimates, weighted by ‖δ‖², as its root; None where none has one.
+    """
+    known = [(report.estimated_error, report.v_norm) for report in reports if report.estimated_error is not None]
+    whole = math.hypot(*(norm for _, norm in known))
+    if not whole:
+        return None
+    return math.hypot(*(error * norm for error, norm in known)) / whole
 
 
 def sweep(
@@ -132,7 +152,8 @@ def sweep_window(
     data_free = is_data_free(log, setting.forget_set, window, setting.mode, options.rank or DEFAULT_RANK)
     tolerance = options.settle_tolerance if options.K == "auto" else None
     places = frozenset() if data_free else marks(window, is_end_fixed=tolerance is None)
-    walk = _Walk(log, window.first, carrier, trajectory, places, Settling(window, tolerance))
+    sampled = _sampled_oracle(setting, window, options)
+    walk = _Walk(log, window.first, carrier, trajectory, places, Settling(window, tolerance), sampled)
     if replay_exact is False:
         walk.drop_drift()
     for number in range(window.first, window.end):
@@ -141,6 +162,7 @@ def sweep_window(
             window = window.ending_at(number + 1, setting.forget_set.steps)
             break
     deviation = carrier.deviation(walk.known(window.end))
+    estimated = sampled.relative_error(deviation, window.num_carried) if sampled is not None else None
     if window.end == log.num_steps and isinstance(carrier, OptimizerCarrier):
         correction.set_counterfactual([parameter.detach() for parameter in carrier.state.parameters])
     else:
@@ -157,8 +179,16 @@ def sweep_window(
         settled=walk.settling.moved,
         data_free=data_free,
         curvature_captured=prediction.captured,
+        estimated_error=0.0 if options.oracle_sample and setting.mode is HessianMode.SECANT else estimated,
         replay_exact=replay_exact,
     )
+
+
+def _sampled_oracle(setting: Setting, window: Window, options: UnlearnOptions) -> SampledOracle | None:
+    """None where there is no error to estimate, or nobody asked for it."""
+    if not options.oracle_sample or setting.mode is HessianMode.SECANT:
+        return None
+    return SampledOracle(setting, window, options.oracle_sample)
 
 
 def _lead_in(log: TrainingLog, window: Window, carrier: Carrier, progress: Progress) -> bool | None:
@@ -166,7 +196,7 @@ def _lead_in(log: TrainingLog, window: Window, carrier: Carrier, progress: Progr
     is_exact = True
     for number in range(window.start, window.first):
         if isinstance(carrier, OptimizerCarrier):
-            carrier.advance(number, log.step(number), None, measure=False)
+            carrier.replay(number, log.step(number))
             digest = array_digest(bits_of(carrier.state.parameters))
             is_exact = is_exact and digest == log.parameters_digest(number + 1)
         progress.advance()
@@ -178,24 +208,32 @@ class _Walk:
 
     def __init__(
         self, log: TrainingLog, first: int, carrier: Carrier, trajectory: Trajectory, places: frozenset[int],
-        settling: Settling,
+        settling: Settling, sampled: SampledOracle | None,
     ) -> None:  # fmt: skip
         self._log, self._carrier, self._trajectory = log, carrier, trajectory
-        self._marks, self.settling = places, settling
+        self._marks, self.settling, self._sampled = places, settling, sampled
         self._here = trajectory.move_to(first)
         self.norms: dict[int, float] = {}
         self.errors: dict[int, float] = {}
 
     def step(self, number: int, occurrence_steps: Sequence[int]) -> bool:
         """Takes a step; whether the window may end after it."""
-        error = self._carrier.advance(number, self._log.step(number), self._here, measure=number in self._marks)
-        if error is not None:
-            self.errors[number] = _finite(error, number)
+        self._advance(number, self._log.step(number))
         self._here = self._trajectory.move_to(number + 1)
         if self._here is None:
             return False
         deviation = self._measure(number + 1, self._here)
         return self.settling.look(number + 1, deviation, occurrence_steps[bisect_right(occurrence_steps, number) - 1])
+
+    def _advance(self, number: int, step: StepRecord) -> None:
+        carrier, sampled = self._carrier, self._sampled
+        if sampled is not None and isinstance(carrier, OptimizerCarrier):
+            sampled.before(number, carrier.state)
+        error = carrier.advance(number, step, self._here, measure=number in self._marks)
+        if sampled is not None and isinstance(carrier, OptimizerCarrier):
+            sampled.after(number, step, carrier.state)
+        if error is not None:
+            self.errors[number] = _finite(error, number)
 
     def drop_drift(self) -> None:
         """Goes on from the logged θ where the lead-in didn't give the run's bits: no deviation but the request's."""

@@ -8,7 +8,7 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.training.recorded import CLIPPED
 from lmcleaner.unlearning.combine import Change
 from lmcleaner.unlearning.options import UnlearnOptions
-from lmcleaner.unlearning.sweep import WindowReport
+from lmcleaner.unlearning.sweep import WindowReport, combined_estimate
 
 
 def reasons_against(
@@ -44,6 +44,12 @@ def reasons_against(
             f"the relative error against the oracle is {oracle['relative_error']:.3f}, expected below "
             f"{thresholds.relative_error:g}: {_advice(options, is_cut=any(r.window.end < num_steps for r in reports))}"
         )
+    estimate = combined_estimate(reports)
+    if oracle is None and estimate is not None and estimate >= thresholds.relative_error:
+        reasons.append(
+            f"the relative error is estimated at {estimate:.3f}, expected below {thresholds.relative_error:g}: "
+            f"{_advice(options, is_cut=False)}"
+        )
     return reasons
 
 
@@ -58,7 +64,7 @@ def foreseen_reasons(log: TrainingLog, options: UnlearnOptions) -> list[str]:
         A sentence with a hint for each reason.
     """
     reasons = unmet_assumptions(log) if options.propagation is Propagation.PAPER else []
-    return reasons if options.oracle else reasons + unmeasured(options.hessian_mode)
+    return reasons if options.oracle or options.oracle_sample else reasons + unmeasured(options.hessian_mode)
 
 
 def unmet_assumptions(log: TrainingLog) -> list[str]:
@@ -82,7 +88,10 @@ def unmeasured(mode: HessianMode) -> list[str]:
     """What a mode leaves unknown without an oracle; empty where the measured errors have been seen to tell it."""
     if mode in {HessianMode.SECANT, HessianMode.EXACT, HessianMode.GGN}:
         return []
-    return [f"--hessian-mode {mode} can end further from the retrained model than it began: measure it with --oracle"]
+    return [
+        f"--hessian-mode {mode} can end further from the retrained model than it began: measure it with --oracle, or "
+        "estimate it with --oracle-sample"
+    ]
 
 
 def _advice(options: UnlearnOptions, *, is_cut: bool) -> str:

@@ -110,7 +110,7 @@ def test_a_poor_result_is_written_says_so_and_exits_with_1(adamw_run: TinyRun, t
 
 def test_an_audit_of_a_poor_result_passes_says_so_and_exits_with_1(adamw_run: TinyRun, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    options = ("--output", output, "--K", 2, "--hessian-mode", "secant")
+    options = ("--output", output, "--K", 2, "--hessian-mode", "secant", "--no-ledger")
     assert _run("unlearn", adamw_run.log, "--forget", "steps:1", *options).exit_code == 1
     shown = _run("audit", output, "--log", adamw_run.log)
     assert shown.exit_code == 1

@@ -46,7 +46,9 @@ def make_model() -> Any:
         eos_token_id=None,
     )  # fmt: skip
     config._attn_implementation = "eager"
-    model: Any = GPT2LMHeadModel(config).double().eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: Any = GPT2LMHeadModel(config).double().eval()
     model.loss_function = float64_loss
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():

@@ -1,0 +1,264 @@
+"""Measures every mode against the replayed counterfactual, and draws what it costs and how far off it is.
+
+Usage: `python benchmarks/modes.py [FOLDER]`; by default ./modes-run. Cells that the folder has already are not measured
+again. Each recorded run is worked through in a process of its own.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from drawing import draw
+from rich.console import Console
+from rich.table import Table
+
+from lmcleaner import (
+    Codec,
+    CurvatureKind,
+    Denominator,
+    DivergedError,
+    HessianMode,
+    Level,
+    OptimizerName,
+    Propagation,
+    RecordOptions,
+    TrainingLog,
+    UnlearnOptions,
+    record,
+    unlearn,
+)
+from lmcleaner.audit.oracle import compare_with_oracle, replay_counterfactual
+from lmcleaner.choices import Steps
+from lmcleaner.progress import Silent
+from lmcleaner.training.models import load_base_model, load_model
+from lmcleaner.training.numerics import device_name, replay_device, restored_numerics
+from lmcleaner.training.replay import ReplayModel
+from lmcleaner.unlearning.run import resolve_request
+from processes import PRECISE_MEMORY, in_own_process, run_part
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+SAMPLE_PERCENT = 20.0
+STEPS_KEPT = ("10", "25", "50", "100", "200", "all", "auto")
+SHARES = (0.01, 0.08, 0.10)
+PAPER_MODES = [mode for mode in HessianMode if mode is not HessianMode.SECANT]
+RATES = {"adamw": 1e-3, "sgd": 0.1}
+EARLY_STEP = 20  # whose first row, or which as a whole, the cells over K forget
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One measurement: what to forget from which run, and how.
+
+    Attributes:
+        run: "epochs" uses its rows many times, "once" each once, "tofu" is a real model on real data.
+        optimizer: that trained it.
+        forget: a share of the rows, or "early" for the first row, or all, of one early step.
+        level: rows or whole steps.
+        K: as on the command line.
+        mode: how gradients are found.
+        propagation: through the optimizer or the paper's form.
+    """
+
+    run: str
+    optimizer: str
+    forget: str
+    level: str
+    K: str
+    mode: str
+    propagation: str = "optimizer"
+
+
+def cells(run: str, optimizer: str) -> Iterator[Cell]:
+    """What is measured on one recorded run.
+
+    Yields:
+        Shares of rows with K=all in every mode and propagation; on the run that uses each row once, K as well.
+    """
+    level = "batch" if run == "once" else "sample"
+    for share in SHARES if run != "tofu" else SHARES[1:2]:
+        for mode in HessianMode:
+            yield Cell(run, optimizer, f"{share:g}", level, "all", mode.value)
+        for mode in PAPER_MODES if share == SHARES[1] else ():
+            yield Cell(run, optimizer, f"{share:g}", level, "all", mode.value, "paper")
+    for level in ("sample", "batch") if run == "once" else ():
+        for steps in STEPS_KEPT:
+            for mode in HessianMode:
+                yield Cell(run, optimizer, "early", level, steps, mode.value)
+
+
+def make_inputs(folder: Path) -> dict[str, Any]:
+    """Pretrains the demonstration's model on some invented people; others are to be learnt, 96 rows or 1,920."""
+    from random import Random
+
+    from demo.base_model import make_base_model
+    from demo.people import make_people
+
+    random = Random(1)
+    people = make_people(480, random)
+    others = make_people(1000, random, taken={person.name for person in people})
+    rows = [row for person in people for row in person.rows()]
+    parameters = make_base_model(folder / "model", [row for person in others for row in person.rows()], 1)
+    for name, chosen in {"epochs": rows[:96], "once": rows}.items():
+        Random(1).shuffle(chosen)
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    if SHARED.is_dir():
+        (folder / "tofu").mkdir(exist_ok=True)
+        tool = SHARED / "tools" / "tofu_slice.py"
+        subprocess.run([sys.executable, tool, folder / "tofu"], check=True, stdout=subprocess.DEVNULL)
+    return {"parameters": parameters}
+
+
+def make_log(folder: Path, run: str, optimizer: str) -> dict[str, Any]:
+    """Records 240 steps of batch 8, or the 96 of the real model, with gradients and a checkpoint every 40."""
+    model = SHARED / "models" / "stories260K_hf" if run == "tofu" else folder / "model"
+    options = RecordOptions(
+        model=str(model), data=str(folder / run / "train.jsonl"), output=folder / run / f"trained-{optimizer}",
+        epochs={"epochs": 20, "once": 1, "tofu": 8}[run], batch_size=8, lr=RATES[optimizer], warmup_ratio=0.1,
+        optimizer=OptimizerName(optimizer), checkpoint_every=40, gradients=Codec.LOSSLESS,
+        curvature=CurvatureKind.LOW_RANK, threads=1,
+    )  # fmt: skip
+    started = time.perf_counter()
+    record(folder / run / f"log-{optimizer}", options)
+    return {"seconds": time.perf_counter() - started}
+
+
+def measure_run(folder: Path, run: str, optimizer: str) -> dict[str, Any]:
+    """Measures all cells of a run that are not there yet, the reference of each request first."""
+    results = folder / "results.jsonl"
+    known = {json.dumps(json.loads(line)["cell"]) for line in _lines(results)}
+    log = TrainingLog(folder / run / f"log-{optimizer}")
+    replay = ReplayModel(load_base_model(log.manifest), log.manifest, replay_device(log.manifest))
+    oracles: dict[tuple[str, str], tuple[list[torch.Tensor], float]] = {}
+    for number, cell in enumerate(cells(run, optimizer)):
+        if json.dumps(asdict(cell)) in known:
+            continue
+        options = _options(folder, log, cell, folder / run / f"out-{optimizer}-{number}")
+        with restored_numerics(log.manifest.numerics):
+            forget_set, _ = resolve_request(log, options)
+            request = cell.forget, cell.level
+            if request not in oracles:
+                started = time.perf_counter()
+                found = replay_counterfactual(log, replay, forget_set, Denominator.LOGGED, Silent())
+                steps = log.num_steps - log.nearest_checkpoint(forget_set.steps[0])
+                oracles[request] = found, (time.perf_counter() - started) / steps
+            measured = _measure(log, replay, options, forget_set, oracles[request][0])
+        line = {"cell": asdict(cell), "step_seconds": oracles[request][1], **measured}
+        with results.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    return {}
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def _options(folder: Path, log: TrainingLog, cell: Cell, output: Path) -> UnlearnOptions:
+    if cell.forget != "early":
+        count = max(1, round(float(cell.forget) * len(log.sample_rows)))
+        digests = sorted(log.sample_rows)[:count]
+        forget = ",".join(digest.hex() for digest in digests)
+    elif cell.level == "sample":
+        forget = log.step(EARLY_STEP).samples[0].digest.hex()
+    else:
+        forget = f"steps:{EARLY_STEP}"
+    K: Steps = None if cell.K == "all" else "auto" if cell.K == "auto" else int(cell.K)  # noqa: N806
+    return UnlearnOptions(
+        forget=forget, output=output, level=Level(cell.level), K=K, hessian_mode=HessianMode(cell.mode),
+        propagation=Propagation(cell.propagation), ledger=False,
+        oracle_sample=SAMPLE_PERCENT if cell.propagation == "optimizer" else 0.0,
+    )  # fmt: skip
+
+
+def _measure(
+    log: TrainingLog, replay: ReplayModel, options: UnlearnOptions, forget_set: Any, oracle: list[torch.Tensor]
+) -> dict[str, Any]:
+    """Unlearns, and compares with the reference."""
+    try:
+        document = unlearn(log.location, options).document
+    except DivergedError as error:
+        return {"diverged": error.message}
+    assert document is not None
+    assert options.output is not None
+    made = load_model(str(options.output), torch.float32, log.manifest.numerics.attention)
+    unlearned = [parameter.detach() for parameter in ReplayModel(made, log.manifest, replay.device).parameters]
+    trained = replay.load(log.parameters(log.num_steps))
+    compared = compare_with_oracle(log, replay, forget_set, trained, unlearned, oracle)
+    keys = ("gradients", "hvp_calls", "K_used", "settled", "linearization_error")
+    windows = [{key: window[key] for key in keys} for window in document["windows"]]
+    return {
+        "oracle": compared,
+        "verdict": document["result"]["verdict"],
+        "estimated_error": document["result"]["estimated_error"],
+        "plan": document["plan"],
+        "timing": document["timing"],
+        "windows": windows,
+        "steps": sum(window["tau"] - window["start"] for window in document["windows"]),
+    }
+
+
+def show(folder: Path, console: Console) -> None:
+    """Prints all cells."""
+    names = ("forgets", "K", "mode", "rel. error", "estimated", "forgotten", "retained", "KL f.", "KL r.")
+    costs = ("gradients", "products", "s", "x step", "planned s", "peak MB", "planned MB")
+    rows = [json.loads(line) for line in _lines(folder / "results.jsonl")]
+    for run, optimizer in dict.fromkeys((row["cell"]["run"], row["cell"]["optimizer"]) for row in rows):
+        table = Table(*names, *costs, title=f"{run}, {optimizer}")
+        for row in rows:
+            if (row["cell"]["run"], row["cell"]["optimizer"]) == (run, optimizer):
+                table.add_row(*_cells_of(row))
+        console.print(table)
+
+
+def _cells_of(row: dict[str, Any]) -> list[str]:
+    cell = row["cell"]
+    mode = cell["mode"] if cell["propagation"] == "optimizer" else f"paper, {cell['mode']}"
+    head = [f"{cell['forget']} {cell['level']}", cell["K"], mode]
+    if "diverged" in row:
+        return [*head, "diverged"]
+    answers, timing, plan = row["oracle"]["unlearned"], row["timing"], row["plan"]
+    estimated, memory = row["estimated_error"], plan["parameter_memory_bytes"] + plan["activation_bytes"]
+    return [
+        *head, f"{row['oracle']['relative_error']:.3f}", "" if estimated is None else f"{estimated:.3f}",
+        *(f"{answers[rows]['answer_probability']:.3f}" for rows in ("forgotten", "retained")),
+        *(f"{answers[rows]['kl_from_oracle']:.3f}" for rows in ("forgotten", "retained")),
+        *(str(sum(window[key] for window in row["windows"])) for key in ("gradients", "hvp_calls")),
+        f"{timing['sweep_seconds']:.1f}", f"{timing['sweep_seconds'] / row['steps'] / row['step_seconds']:.2f}",
+        f"{plan['seconds']:.1f}", f"{timing['peak_memory_bytes'] / 1e6:.0f}", f"{memory / 1e6:.0f}",
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Measures what isn't there yet, prints and draws everything."""
+    if run_part(make_inputs, make_log, measure_run):
+        return
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "modes-run")
+    folder.mkdir(parents=True, exist_ok=True)
+    console = Console(width=190)
+    console.print(
+        f"{device_name('cpu')}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, one thread; batch 8; {SAMPLE_PERCENT:g} % of the steps taken twice"
+    )
+    if not (folder / "model").is_dir():
+        in_own_process(make_inputs, folder)
+    for run in ("epochs", "once", *(["tofu"] if (folder / "tofu").is_dir() else [])):
+        for optimizer in RATES:
+            if not (folder / run / f"log-{optimizer}").is_dir():
+                in_own_process(make_log, folder, run, optimizer)
+            in_own_process(measure_run, folder, run, optimizer, environment=PRECISE_MEMORY)
+    show(folder, console)
+    for picture in draw(folder / "results.jsonl", folder):
+        console.print(f"drawn: {picture}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""What the parts of a sweep's step take: measured on this machine before a sweep begins, or as the log lets expect."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import mean
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lmcleaner.choices import HessianMode
+from lmcleaner.curvature.linearized import OPERATORS, curvature_product, predicted_gradient
+from lmcleaner.curvature.segments import ESTIMATED
+from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.formats.steps import StepRecord
+from lmcleaner.training.memory import peak_of
+from lmcleaner.training.replay import ReplayModel
+from lmcleaner.training.state import TrainingState
+from lmcleaner.training.vectors import global_norm
+from lmcleaner.unlearning.trajectory import ReadTrajectory
+from lmcleaner.unlearning.windows import Window
+
+_STEPS = 2  # that each part is timed on
+_LONG_SECONDS = 5.0  # a run that took longer needs no second one: what is new to the machine no longer counts
+
+
+# What a carried step takes as a multiple of a training step, and a product by itself; measured on a Llama of 260,000
+# parameters, one thread. A written mode's step is one without a gradient.
+_CARRIED = {HessianMode.EXACT: 4.0, HessianMode.GGN: 2.8, HessianMode.EMPIRICAL_FISHER: 2.8}
+_PRODUCTS = {HessianMode.GGN: 2.7, HessianMode.EXACT: 3.5}
+_WRITTEN = 0.12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """What the parts of a sweep's step take.
+
+    Attributes:
+        gradient_seconds: the gradient of a step.
+        predicted_seconds: mode -> gradient and product of a step together, for modes that compute products.
+        product_seconds: mode -> a product by itself.
+        carry_seconds: an optimizer step, the run's next θ, and δ with its norm.
+        written_seconds: a written mode's own part of a step, its curvature and its gradient from the log.
+        open_seconds: opening a window at its checkpoint.
+        activation_bytes: peak of the tensors that come and go, but for one vector of the parameters' size; None where
+            nothing was measured.
+    """
+
+    gradient_seconds: float
+    predicted_seconds: dict[HessianMode, float]
+    product_seconds: dict[HessianMode, float]
+    carry_seconds: float
+    written_seconds: float
+    open_seconds: float
+    activation_bytes: int | None
+
+
+def logged_costs(log: TrainingLog) -> Costs:
+    """What the run's own step times let one expect of a machine like that of the run; off by up to a factor of two.
+
+    Args:
+        log: the training log.
+
+    Returns:
+        The costs.
+    """
+    step = float(np.median(log.table("steps/seconds"))) if log.num_steps else 0.0
+    return Costs(
+        gradient_seconds=step,
+        predicted_seconds={mode: factor * step for mode, factor in _CARRIED.items()},
+        product_seconds={mode: factor * step for mode, factor in _PRODUCTS.items()},
+        carry_seconds=0.05 * step,
+        written_seconds=_WRITTEN * step,
+        open_seconds=0.0,
+        activation_bytes=None,
+    )
+
+
+def measure_costs(
+    log: TrainingLog, replay: ReplayModel, windows: Sequence[Window], mode: HessianMode, *, reads_rows: bool
+) -> Costs:
+    """Runs each part that a mode needs once to get warm, and then on evenly spaced steps of the windows.
+
+    Args:
+        log: the training log.
+        replay: the run's model, with the run's numerics.
+        windows: what will be swept.
+        mode: how gradients are found.
+        reads_rows: whether any gradient or product is computed.
+
+    Returns:
+        The costs; with accumulation, peaks of the largest microbatch among those steps.
+    """
+    started = time.perf_counter()
+    state = TrainingState(log.manifest, log.checkpoint(windows[0].start), replay.device)
+    trajectory = ReadTrajectory(log, replay, windows[0].start)
+    open_seconds = time.perf_counter() - started
+    here = [parameter.detach().clone() for parameter in state.parameters]
+    direction = [1e-3 * parameter for parameter in here]
+    estimated = ESTIMATED.get(mode)
+    parts: dict[str, Callable[[StepRecord], object]] = {"gradient": lambda step: replay.gradient(step, here)}
+    if mode in OPERATORS:
+        parts["predicted"] = lambda step: predicted_gradient(replay, mode, step, here, direction, 0.0)
+    if estimated is not None:
+        parts["product"] = lambda step: curvature_product(replay, estimated, step, here, direction, 0.0)
+    seconds, activation_bytes = _parts_cost(log, replay, windows, parts) if reads_rows else ({}, 0)
+    return Costs(
+        gradient_seconds=seconds.get("gradient", 0.0),
+        predicted_seconds={mode: seconds.get("predicted", 0.0)},
+        product_seconds={estimated: seconds.get("product", 0.0)} if estimated is not None else {},
+        carry_seconds=_carry_seconds(log, state, trajectory, windows[0], replay.device),
+        written_seconds=logged_costs(log).written_seconds,
+        open_seconds=open_seconds,
+        activation_bytes=activation_bytes,
+    )
+
+
+def _parts_cost(
+    log: TrainingLog, replay: ReplayModel, windows: Sequence[Window], parts: dict[str, Callable[[StepRecord], object]]
+) -> tuple[dict[str, float], int]:
+    """Seconds of each part, for as many tokens as the windows' steps have in the mean, and the largest peak."""
+    numbers = [number for window in windows for number in range(window.start, window.end)]
+    chosen = sorted({numbers[(2 * k + 1) * len(numbers) // (2 * _STEPS)] for k in range(_STEPS)})
+    steps, tokens = [log.step(number) for number in chosen], padded_tokens(log)
+    scale = float(tokens[numbers].mean() / tokens[chosen].mean())
+    largest = max(steps, key=_largest_microbatch)
+    vector = sum(parameter.numel() * parameter.element_size() for parameter in replay.parameters)
+    seconds = {name: scale * _seconds(compute, steps, replay.device) for name, compute in parts.items()}
+    peaks = [peak_of(partial(compute, largest), replay.device) for compute in parts.values()]
+    return seconds, max(0, *(peak - vector for peak in peaks))
+
+
+def padded_tokens(log: TrainingLog) -> NDArray[np.int64]:
+    """Tokens of each step with their padding, `[num_steps]`."""
+    rows = np.diff(log.table("microbatches/stop"), prepend=0)
+    running = np.concatenate([[0], np.cumsum(rows * log.table("microbatches/width").astype(np.int64))])
+    tokens: NDArray[np.int64] = np.diff(running[log.table("steps/stop")], prepend=0)
+    return tokens
+
+
+def _largest_microbatch(step: StepRecord) -> int:
+    return max(len(microbatch.samples) * microbatch.width for microbatch in step.microbatches)
+
+
+def _seconds(compute: Callable[[StepRecord], object], steps: Sequence[StepRecord], device: torch.device) -> float:
+    """Mean over the steps, after one run to get warm unless that was long."""
+    first = _timed(partial(compute, steps[0]), device)
+    return first if first > _LONG_SECONDS else mean(_timed(partial(compute, step), device) for step in steps)
+
+
+def _carry_seconds(
+    log: TrainingLog, state: TrainingState, trajectory: ReadTrajectory, window: Window, device: torch.device
+) -> float:
+    """Mean over the first steps of a window, as they are carried."""
+
+    def carry(number: int) -> None:
+        step = log.step(number)
+        state.apply([torch.zeros_like(parameter) for parameter in state.parameters], step.lr)
+        there = trajectory.move_to(number + 1)
+        if there is not None:
+            global_norm([p - q.detach() for p, q in zip(there, state.parameters, strict=True)])
+
+    numbers = range(window.start, min(window.start + 1 + _STEPS, window.end))
+    seconds = [_timed(partial(carry, number), device) for number in numbers]
+    return mean(seconds[1:] or seconds)
+
+
+def _timed(compute: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    compute()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started

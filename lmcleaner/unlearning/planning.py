@@ -1,0 +1,67 @@
+"""What a request would cost in every mode."""
+
+from dataclasses import dataclass
+from functools import partial
+
+from lmcleaner.choices import DEFAULT_RANK, HessianMode
+from lmcleaner.curvature.estimates import check_rank
+from lmcleaner.formats.ledger import read_ledger
+from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.training.models import load_base_model
+from lmcleaner.training.numerics import replay_device
+from lmcleaner.training.replay import ReplayModel
+from lmcleaner.unlearning.options import UnlearnOptions
+from lmcleaner.unlearning.plan import Plan, make_plan, measured_plan
+from lmcleaner.unlearning.request import ForgetSet
+from lmcleaner.unlearning.run import resolve_request
+from lmcleaner.unlearning.windows import Window
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestPlans:
+    """What a request would take.
+
+    Attributes:
+        forget_set: what it names, and what was served before it.
+        windows: the steps to go through.
+        plans: one for each mode.
+    """
+
+    forget_set: ForgetSet
+    windows: tuple[Window, ...]
+    plans: tuple[Plan, ...]
+
+
+def plan_request(
+    log: TrainingLog, options: UnlearnOptions, *, rank: int | None = None, quick: bool = False
+) -> RequestPlans:
+    """Plans a request in every mode; unless it shall be quick, each mode's parts run on this machine to be timed.
+
+    Args:
+        log: the training log.
+        options: the request, K, level, and where the base model lies; their mode doesn't matter.
+        rank: eigenpairs of LOW_RANK; None for the default.
+        quick: takes the run's own step times, and doesn't load the model.
+
+    Returns:
+        The plans, in the order of `HessianMode`.
+
+    Raises:
+        NotFoundError: something that the request names, or the base model, isn't there.
+        UsageError: the request can't be read, or the rank is out of its range.
+        InsufficientLogError: the run was interrupted and its last parameters are not in the log.
+        MismatchError: the base model or the tokenizer is another one.
+    """
+    device = replay_device(log.manifest)
+    if rank is not None:
+        check_rank(rank, log.manifest.num_elements, device)
+    forget_set, windows = resolve_request(log, options, ledger=read_ledger(log) if options.ledger else None)
+    make = partial(make_plan, log)
+    if not quick:
+        make = partial(
+            measured_plan, log, ReplayModel(load_base_model(log.manifest, options.model), log.manifest, device)
+        )
+    plans = tuple(
+        make(forget_set, windows, mode, rank or DEFAULT_RANK, is_end_fixed=options.K != "auto") for mode in HessianMode
+    )
+    return RequestPlans(forget_set=forget_set, windows=windows, plans=plans)
