@@ -67,7 +67,7 @@ def _ranks(values: Sequence[float]) -> NDArray[np.int64]:
 
 
 def _error(row: Row) -> float:
-    return max(_FLOOR, float(row["oracle"]["relative_error"]))
+    return max(_FLOOR, float(row["relative_error"]))
 
 
 def _title(row: Row) -> str:
@@ -152,9 +152,9 @@ def _against_share(rows: Sequence[Row]) -> Figure:
 
 def _estimates(rows: Sequence[Row]) -> Figure:
     """All cells whose windows reach the end, where no error is left out of what is estimated."""
-    chosen = [r for r in rows if r["estimated_error"] and r["cell"]["K"] == "all" and r["oracle"]["relative_error"]]
+    chosen = [r for r in rows if r["estimated_error"] and r["cell"]["K"] == "all" and r["relative_error"]]
     correlation = rank_correlation(
-        [row["estimated_error"] for row in chosen], [row["oracle"]["relative_error"] for row in chosen]
+        [row["estimated_error"] for row in chosen], [row["relative_error"] for row in chosen]
     )
 
     def paint(panel: Axes, group: list[Row]) -> None:

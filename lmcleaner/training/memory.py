@@ -28,11 +28,13 @@ def peak_of(compute: Callable[[], object], device: torch.device) -> int:
         The peak in bytes.
     """
     if device.type == "cuda":
-        before = int(torch.cuda.memory_allocated(device))
+        before: int = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         compute()
-        return int(torch.cuda.max_memory_allocated(device) - before)
-    with _Allocations() as counted:
+        peak: int = torch.cuda.max_memory_allocated(device)
+        return peak - before
+    counted = _Allocations()
+    with counted:
         compute()
     return counted.peak
 

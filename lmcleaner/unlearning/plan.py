@@ -93,7 +93,9 @@ def make_plan(
     replayed = _replayed(log, windows) if is_linearized else 0
     free = [is_data_free(log, forget_set, window, mode, rank) for window in windows]
     measured = [window for window, is_free in zip(windows, free, strict=True) if is_linearized and not is_free]
+    undeviated = {window.first for window in windows}
     marked = {step for window in measured for step in marks(window, is_end_fixed=is_end_fixed)}
+    marked -= undeviated | forget_set.skipped
     sampled = {step for window in windows for block in block_steps(window, oracle_sample) for step in block}
     plain = sum(step not in found.given for step in lead_in) + len(marked) + (0 if exact_steps(log) else replayed)
     plain += len(sampled - forget_set.skipped) if is_linearized else 0
@@ -103,7 +105,7 @@ def make_plan(
         mode=mode,
         steps=sum(window.end - window.start for window in windows),
         gradients=plain + gradients,
-        products=len(carried - {window.first for window in windows}) if mode in OPERATORS else estimates,
+        products=len(carried - undeviated) if mode in OPERATORS else estimates,
         replayed=replayed,
         data_free=all(free),
         updates=log.manifest.updates,
