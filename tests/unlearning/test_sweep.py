@@ -251,3 +251,23 @@ def test_the_logged_learning_rate_is_the_one_that_was_used(adamw_run: TinyRun) -
     expected = [0.0] + [peak * (steps - step) / (steps - 1) for step in range(1, steps)]
     assert rates == pytest.approx(np.array(expected))
     assert log.parameters(0).tobytes() == log.parameters(1).tobytes()
+
+
+@pytest.mark.parametrize("level", ["sample", "batch"])
+def test_corrections_of_separate_windows_add_up(level: str, base_model: Path, tmp_path: Path) -> None:
+    """Also where a window's lead-in holds rows that an earlier window is about."""
+    run = record_tiny(base_model, tmp_path, num_rows=120, epochs=1, checkpoint_every=100)
+    trained = _flat(parameters_in(run.trained))
+
+    def change(*steps: int) -> Tensor:
+        digests = ",".join(run.open().step(step).samples[0].digest.hex() for step in steps)
+        forget = digests if level == "sample" else "steps:" + ",".join(map(str, steps))
+        output = tmp_path / f"out-{'-'.join(map(str, steps))}"
+        document = _document(run, output, "secant", forget=forget, level=level, K=2)
+        assert [window["start"] for window in document["windows"]] == [0] * len(steps)
+        assert document["coverage"]["missed"] == 0
+        return _flat(parameters_in(output)) - trained
+
+    together, apart = change(3, 20), change(3) + change(20)
+    assert float(together.norm()) > 0
+    assert float((together - apart).norm()) < 1e-5 * float(apart.norm())
