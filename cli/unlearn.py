@@ -14,6 +14,7 @@ from lmcleaner.unlearning.options import (
     DEFAULT_DAMPING,
     DEFAULT_K,
     DEFAULT_SETTLE_TOLERANCE,
+    DEFAULT_TOLERANCE,
     Thresholds,
     UnlearnOptions,
 )
@@ -21,6 +22,7 @@ from lmcleaner.unlearning.options import (
 if TYPE_CHECKING:
     from lmcleaner.unlearning.run import UnlearnResult
 
+AUTO = "auto"
 _FORGET = typer.Option(
     metavar="NAME|FILE|DIGESTS|steps:A,B-C",
     help="What to forget: a file beside the recorded data by its name, a file of rows, digests of samples "
@@ -66,16 +68,20 @@ def unlearn(
         float, typer.Option(help="With --K auto: what the deviation may move by over a window's last tenth.")
     ] = DEFAULT_SETTLE_TOLERANCE,
     hessian_mode: Annotated[
-        HessianMode,
+        str,
         typer.Option(
-            case_sensitive=False,
-            metavar="|".join(HessianMode),
+            metavar="|".join([*HessianMode, AUTO]),
             help="How the gradient without the rows is found. secant: computed, without error. exact, GGN, "
             "empirical_fisher: predicted by the Hessian, the Gauss-Newton matrix, or the rows' Fisher matrix of every "
-            "step. diag, low_rank: by an estimate of the GGN from one checkpoint to the next. fisher: by the step's "
-            "gradient times itself. docs/method.md compares them.",
+            "step. diag, diag_hessian, low_rank: by an estimate of the GGN, or of the Hessian, between checkpoints. "
+            "fisher: by the step's gradient times itself. auto: the cheapest with an estimated error within "
+            "--tolerance, else secant. docs/choosing-a-mode.md compares them.",
         ),
     ] = HessianMode.GGN,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help=f"Relative error that --hessian-mode auto lets a mode have; {DEFAULT_TOLERANCE} by default."),
+    ] = None,
     propagation: Annotated[
         Propagation, typer.Option(help="Through the real optimizer, or the paper's form.")
     ] = Propagation.OPTIMIZER,
@@ -121,7 +127,7 @@ def unlearn(
     """
     options = UnlearnOptions(
         forget=forget, output=output, model=model, level=level, K=parse_K(K), settle_tolerance=settle_tolerance,
-        hessian_mode=hessian_mode, propagation=propagation, denominator=denominator, damping=damping, rank=rank,
+        **_mode(hessian_mode, tolerance), propagation=propagation, denominator=denominator, damping=damping, rank=rank,
         dry_run=dry_run, oracle=oracle, oracle_sample=oracle_sample, redact=redact, ledger=not no_ledger,
         thresholds=Thresholds(
             linearization_error=max_linearization_error, settled=max_settled, surviving=min_surviving,
@@ -141,6 +147,15 @@ def unlearn(
             print_text(line)
     if not result.is_good:
         raise typer.Exit(1)
+
+
+def _mode(text: str, tolerance: float | None) -> dict[str, Any]:
+    """The mode, and the tolerance where it is left open."""
+    if text.lower() == AUTO:
+        return {"hessian_mode": HessianMode.SECANT, "tolerance": DEFAULT_TOLERANCE if tolerance is None else tolerance}
+    if tolerance is not None:
+        raise typer.BadParameter(f"--tolerance belongs to --hessian-mode auto: found --hessian-mode {text}")
+    return {"hessian_mode": next((mode for mode in HessianMode if mode.lower() == text.lower()), text)}
 
 
 def _dry_run_json(result: "UnlearnResult") -> dict[str, Any]:

@@ -12,6 +12,7 @@ from lmcleaner.formats.errors import InsufficientLogError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.wording import counted
 from lmcleaner.training.numerics import environment, unrestorable
+from lmcleaner.unlearning.choosing import Trial
 from lmcleaner.unlearning.combine import Change
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.plan import Plan
@@ -25,6 +26,7 @@ class Outcome:
 
     Attributes:
         reports: of each window.
+        trials: modes that were tried before, where the mode was left open.
         change: of the parameters.
         reasons: why the result is poor; none where it is good.
         oracle: the comparison with the oracle, if it was made.
@@ -34,6 +36,7 @@ class Outcome:
     """
 
     reports: tuple[WindowReport, ...]
+    trials: tuple[Trial, ...]
     change: Change
     reasons: tuple[str, ...]
     oracle: dict[str, Any] | None
@@ -72,6 +75,7 @@ def make_document(
         "result": {
             "change_norm": change.norm,
             "surviving": {"norm_ratio": change.norm_ratio, "cosine": change.cosine},
+            "tried": [asdict(trial) | {"mode": trial.mode.value} for trial in outcome.trials],
             "estimated_error": combined_estimate(outcome.reports),
             "verdict": "poor" if outcome.reasons else "good",
             "reasons": list(outcome.reasons),
@@ -135,6 +139,7 @@ def _config(log: TrainingLog, options: UnlearnOptions) -> dict[str, Any]:
         "K": "all" if options.K is None else options.K,
         "settle_tolerance": options.settle_tolerance,
         "hessian_mode": options.hessian_mode.value,
+        "tolerance": options.tolerance,
         "propagation": options.propagation.value,
         "denominator": options.denominator.value,
         "damping": options.damping,

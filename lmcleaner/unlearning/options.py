@@ -11,6 +11,7 @@ from lmcleaner.formats.errors import UsageError
 DEFAULT_K = 800
 DEFAULT_SETTLE_TOLERANCE = 0.02
 DEFAULT_DAMPING = 1e-4
+DEFAULT_TOLERANCE = 0.1
 _CHOICES = {
     "level": Level,
     "hessian_mode": HessianMode,
@@ -61,6 +62,8 @@ class UnlearnOptions:
         oracle_sample: percent of the steps that are taken twice to estimate the relative error; 0 estimates nothing.
         settle_tolerance: what δ may move by over the last tenth of a window that K="auto" ends, relative to ‖δ‖.
         hessian_mode: how the gradient at θ′ is found.
+        tolerance: tries modes that are cheaper than `hessian_mode` first, and takes the first whose estimated relative
+            error is at most this; None takes `hessian_mode`.
         propagation: through the optimizer, or the paper's form.
         denominator: what the counterfactual divides by.
         damping: λ, which enters as C + λI.
@@ -81,6 +84,7 @@ class UnlearnOptions:
     K: Steps = DEFAULT_K
     settle_tolerance: float = DEFAULT_SETTLE_TOLERANCE
     hessian_mode: HessianMode = HessianMode.GGN
+    tolerance: float | None = None
     propagation: Propagation = Propagation.OPTIMIZER
     denominator: Denominator = Denominator.LOGGED
     damping: float = DEFAULT_DAMPING
@@ -115,6 +119,7 @@ class UnlearnOptions:
         if not 0 <= self.damping < float("inf"):
             raise UsageError(f"--damping: expected at least 0, found {self.damping}")
         self._check_rank()
+        self._check_tolerance()
         if self.output is None and not self.dry_run:
             raise UsageError("--output is missing: expected a folder for the model and its audit document")
         if not 0 <= self.oracle_sample <= 100:
@@ -144,13 +149,23 @@ class UnlearnOptions:
         elif self.rank is not None and self.rank < 1:
             raise UsageError(f"--rank: expected at least 1, found {self.rank}")
 
+    def _check_tolerance(self) -> None:
+        if self.tolerance is not None and not self.tolerance >= 0:
+            raise UsageError(f"--tolerance: expected at least 0, found {self.tolerance}")
+        if self.tolerance is not None and self.propagation is Propagation.PAPER:
+            raise UsageError(
+                "--propagation paper has no error to estimate: expected a mode, found --hessian-mode auto",
+                hint="name the mode",
+            )
+
     def _check_redaction(self) -> None:
         if not self.ledger:
             raise UsageError(
                 "--redact and --no-ledger don't go together: a redaction serves what the ledger holds for good",
                 hint="leave --no-ledger away; to experiment, redact a copy of the log",
             )
-        found = f"{self.hessian_mode.value}, {'all' if self.K is None else self.K}, {self.propagation.value}"
+        mode = self.hessian_mode.value if self.tolerance is None else "auto"
+        found = f"{mode}, {'all' if self.K is None else self.K}, {self.propagation.value}"
         if found == "secant, all, optimizer":
             return
         named = [word for request in self.requests for word in ("--forget", request)]

@@ -27,6 +27,7 @@ from lmcleaner.training.memory import PeakMemory
 from lmcleaner.training.models import load_base_model, load_tokenizer
 from lmcleaner.training.numerics import replay_device, restored_numerics, unrestorable
 from lmcleaner.training.replay import ReplayModel
+from lmcleaner.unlearning.choosing import Trial, cheaper_modes, choose_mode
 from lmcleaner.unlearning.combine import Correction
 from lmcleaner.unlearning.counterfactual import Counterfactual
 from lmcleaner.unlearning.earlier import earlier_requests
@@ -100,6 +101,9 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
             check_free(options.output)
         memory = PeakMemory(replay_device(log.manifest))
         replay = ReplayModel(load_base_model(log.manifest, options.model), log.manifest, replay_device(log.manifest))
+        trials: tuple[Trial, ...] = ()
+        if options.tolerance is not None and not options.dry_run:
+            options, trials = choose_mode(log, replay, forget_set, windows, options, progress)
         planned = _planned(log, replay, forget_set, windows, options)
         if options.dry_run:
             return planned
@@ -108,7 +112,7 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
         desk = open_desk(log_path, log, ledger, planned.forget_set, has_lock=options.redact)
         if desk.closed is not None:
             progress.say(f"NOT ENTERED: the next request won't know of this one: {desk.closed}")
-        return replace(planned, document=_unlearned(desk, replay, planned, memory, options, progress))
+        return replace(planned, document=_unlearned(desk, replay, planned, trials, memory, options, progress))
 
 
 def _planned(
@@ -123,7 +127,10 @@ def _planned(
         is_end_fixed=options.K != "auto",
     )  # fmt: skip
     warnings = tuple(foreseen_reasons(log, options))
+    cheaper = cheaper_modes(log, forget_set, windows, options) if options.tolerance is not None else []
     lines = tuple(plan_lines(log, forget_set, windows, plan, warnings, redact=options.redact))
+    if options.dry_run and cheaper:
+        lines += (f"auto: {', '.join(cheaper)} will be tried before, each with a fifth of its steps taken twice",)
     return UnlearnResult(
         forget_set=forget_set, windows=windows, plan=plan, warnings=warnings, lines=lines, document=None
     )
@@ -169,6 +176,7 @@ def _unlearned(
     desk: Desk,
     replay: ReplayModel,
     planned: UnlearnResult,
+    trials: tuple[Trial, ...],
     memory: PeakMemory,
     options: UnlearnOptions,
     progress: Progress,
@@ -178,7 +186,7 @@ def _unlearned(
     for difference in unrestorable(log.manifest):
         progress.say(f"replay may differ in the last bits: {difference}")
     with restored_numerics(log.manifest.numerics):
-        document, unlearned = _run(log, replay, planned, memory, options, progress)
+        document, unlearned = _run(log, replay, planned, trials, memory, options, progress)
         if not options.redact:
             return _write(desk, replay, unlearned, document, forget_set, options)
         wanted = Counterfactual(log=log, replay=replay, forget_set=forget_set, denominator=options.denominator)
@@ -192,6 +200,7 @@ def _run(
     log: TrainingLog,
     replay: ReplayModel,
     planned: UnlearnResult,
+    trials: tuple[Trial, ...],
     memory: PeakMemory,
     options: UnlearnOptions,
     progress: Progress,
@@ -217,6 +226,7 @@ def _run(
     reasons = reasons_against(reports, change, oracle, log.num_steps, options) + foreseen_reasons(log, options)
     outcome = Outcome(
         reports=tuple(reports),
+        trials=trials,
         change=change,
         reasons=tuple(reasons),
         oracle=oracle,
