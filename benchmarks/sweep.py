@@ -90,7 +90,13 @@ def run_unlearn(folder: Path, optimizer: str, mode: str, steps: str, forget: str
         before = reset_peak()
         document = unlearn(folder / f"log-{size}-{optimizer}", options).document
         assert document is not None
-        measured = {"peak": peak_bytes() - before, "seconds": document["timing"]["sweep_seconds"]}
+        plan = document["plan"]
+        measured = {
+            "peak": peak_bytes() - before,
+            "seconds": document["timing"]["sweep_seconds"],
+            "planned_bytes": plan["parameter_memory_bytes"] + plan["activation_bytes"],
+            "planned_seconds": plan["seconds"],
+        }
     return measured
 
 
@@ -111,7 +117,7 @@ def measure(folder: Path, console: Console) -> None:
     """Runs all parts and prints their figures."""
     for size in SHAPES:
         make_inputs(folder, size)
-    columns = ("optimizer", "mode", "K", "rows", "seconds", "peak MB", "peak in vectors", "limit in vectors")
+    columns = ("optimizer", "mode", "K", "rows", "seconds", "planned", "peak MB", "planned", "in vectors", "limit")
     table = Table(*columns)
     for optimizer, states in STATES.items():
         in_own_process(run_record, folder, optimizer, "warm-up", environment=PRECISE_MEMORY)
@@ -130,10 +136,10 @@ def measure(folder: Path, console: Console) -> None:
             found = in_own_process(run_unlearn, folder, optimizer, mode, steps, forget, environment=PRECISE_MEMORY)
             rows = "1" if forget == "one" else str(STEPS * BATCH // 2)
             peak = found["peak"]
-            seconds = f"{found['seconds']:.1f}"
             table.add_row(
-                optimizer, mode, steps, rows, seconds, f"{peak / 1e6:.0f}", f"{peak / vector:.1f}", f"{limit:.1f}"
-            )
+                optimizer, mode, steps, rows, f"{found['seconds']:.1f}", f"{found['planned_seconds']:.1f}",
+                f"{peak / 1e6:.0f}", f"{found['planned_bytes'] / 1e6:.0f}", f"{peak / vector:.1f}", f"{limit:.1f}",
+            )  # fmt: skip
     console.print(table)
     console.print("limit: 2 + 2 x optimizer state + 2 parameter vectors, and one training step's activations")
 

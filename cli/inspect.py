@@ -274,7 +274,7 @@ def _list_requests(log: "TrainingLog", *, as_json: bool) -> None:
                 f"{counted(len(request.steps), 'step')}, forget set {request.forget_set}"
             )
     pending = sum(listed.state != SETTLED for listed in found)
-    print_text(f"entries: {len(found)}, {pending} of which the next unlearn serves again")
+    print_text(f"{counted(len(found), 'entry')}, {pending} of which the next unlearn serves again")
 
 
 def _plan(log: "TrainingLog", options: UnlearnOptions, rank: int | None, *, quick: bool, as_json: bool) -> None:

@@ -2,7 +2,7 @@
 
 
 def counted(count: int, noun: str) -> str:
-    """A number of things, such as "1 sample", "2 samples" or "0 microbatches".
+    """A number of things, such as "1 sample", "2 entries" or "0 microbatches".
 
     Args:
         count: how many.
@@ -11,5 +11,8 @@ def counted(count: int, noun: str) -> str:
     Returns:
         The number, with commas between thousands, and the noun.
     """
-    ending = "es" if noun.endswith(("s", "x", "ch", "sh")) else "s"
-    return f"{count:,} {noun}{'' if count == 1 else ending}"
+    if count == 1:
+        return f"1 {noun}"
+    if noun.endswith("ry"):
+        return f"{count:,} {noun[:-1]}ies"
+    return f"{count:,} {noun}{'es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's'}"

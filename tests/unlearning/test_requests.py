@@ -503,8 +503,8 @@ def test_the_ledger_is_shown(run: TinyRun, tmp_path: Path) -> None:
     document = _served(run, tmp_path / "a", [_digests(run, 3, 5), "steps:6"])
     shown = _run("inspect", run.log, "--requests").stdout
     assert "sample level, 2 samples" in shown
-    assert "batch level, 4 samples in 1 steps" in shown
-    assert "1 entries, 1 of which the next unlearn serves again" in shown
+    assert "batch level, 4 samples in 1 step" in shown
+    assert "1 entry, 1 of which the next unlearn serves again" in shown
     (entry,) = json.loads(_run("inspect", run.log, "--requests", "--json").stdout)["entries"]
     assert entry["state"] == "pending"
     assert [part["forget_set"] for part in entry["requests"]] == [part["forget_set"] for part in document["requests"]]
