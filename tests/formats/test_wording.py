@@ -13,6 +13,7 @@ from lmcleaner.formats.wording import counted
         (2, "lead-in step", "2 lead-in steps"),
         (1, "microbatch", "1 microbatch"),
         (3, "microbatch", "3 microbatches"),
+        (2, "earlier entry", "2 earlier entries"),
         (12345, "step", "12,345 steps"),
     ],
 )
