@@ -65,7 +65,7 @@ def unlearn(
     level: LevelOption = None,
     K: KOption = str(DEFAULT_K),  # noqa: N803 -- the paper's name
     settle_tolerance: Annotated[
-        float, typer.Option(help="With --K auto: what the deviation may move by over a window's last tenth.")
+        float, typer.Option(help="With --K auto: what the deviation may have left to move when a window ends.")
     ] = DEFAULT_SETTLE_TOLERANCE,
     hessian_mode: Annotated[
         str,
@@ -110,9 +110,9 @@ def unlearn(
     max_linearization_error: Annotated[float, typer.Option(help="With a median above it the verdict is poor.")] = _t(
         "linearization_error"
     ),
-    max_settled: Annotated[float, typer.Option(help="Above it, before the run's end, the verdict is poor.")] = _t(
-        "settled"
-    ),
+    max_settled: Annotated[
+        float, typer.Option(help="With more left to move after a window that was cut, the verdict is poor.")
+    ] = _t("settled"),
     min_surviving: Annotated[float, typer.Option(help="Below it the verdict is poor.")] = _t("surviving"),
     max_relative_error: Annotated[float, typer.Option(help="From it on the verdict is poor; at most 0.9.")] = _t(
         "relative_error"

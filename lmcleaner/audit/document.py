@@ -125,6 +125,7 @@ def _window(report: WindowReport) -> dict[str, Any]:
         "linearization_error": report.linearization_error,
         "linearization_errors": {str(step): error for step, error in report.marks.items()},
         "settled": report.settled,
+        "left_out": report.left_out,
         "estimated_error": report.estimated_error,
         "data_free": report.data_free,
         "curvature_captured": report.curvature_captured,

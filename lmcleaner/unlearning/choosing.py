@@ -18,7 +18,7 @@ from lmcleaner.unlearning.setting import Setting
 from lmcleaner.unlearning.sweep import combined_estimate, sweep
 from lmcleaner.unlearning.windows import Window
 
-# Of the steps, that a trial takes twice; a fifth ordered modes as the oracle does (docs/benchmarks.md).
+# Of the steps, that a trial takes twice; a fifth told good modes from bad (docs/choosing-a-mode.md).
 TRIAL_PERCENT = 20.0
 
 

@@ -9,7 +9,7 @@ from lmcleaner.choices import DEFAULT_RANK, Denominator, HessianMode, Level, Pro
 from lmcleaner.formats.errors import UsageError
 
 DEFAULT_K = 800
-DEFAULT_SETTLE_TOLERANCE = 0.02
+DEFAULT_SETTLE_TOLERANCE = 0.1
 DEFAULT_DAMPING = 1e-4
 DEFAULT_TOLERANCE = 0.1
 _CHOICES = {
@@ -26,7 +26,7 @@ class Thresholds:
 
     Attributes:
         linearization_error: largest relative error of the predicted gradients, as median over a window's marks.
-        settled: largest move of δ over the last tenth of a window that was cut short, relative to ‖δ‖.
+        settled: largest move of δ that a window which was cut short may leave to come, relative to ‖δ‖.
         surviving: smallest share of the wanted change that rounding may leave, as norm ratio and as cosine.
         relative_error: largest ‖θ̂ - θ′‖ / ‖θ[τ] - θ′‖ against the oracle; 0.9 or more is poor whatever is set.
     """
@@ -60,7 +60,7 @@ class UnlearnOptions:
         level: sample or batch; None chooses batch for `steps:` and sample otherwise.
         K: steps to carry after the last occurrence; None carries to the end, "auto" until the deviation has settled.
         oracle_sample: percent of the steps that are taken twice to estimate the relative error; 0 estimates nothing.
-        settle_tolerance: what δ may move by over the last tenth of a window that K="auto" ends, relative to ‖δ‖.
+        settle_tolerance: what δ may have left to move after a window that K="auto" ends, relative to ‖δ‖.
         hessian_mode: how the gradient at θ′ is found.
         tolerance: tries modes that are cheaper than `hessian_mode` first, and takes the first whose estimated relative
             error is at most this; None takes `hessian_mode`.

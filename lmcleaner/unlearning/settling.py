@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lmcleaner.training.vectors import evenly_spaced
@@ -14,30 +16,36 @@ NUM_MARKS = 10  # points of a window with a fixed end at which the prediction is
 
 
 class Settling:
-    """How much δ moved over the last tenth of the steps for which it was carried, relative to ‖δ‖.
+    """How much δ moved over the last tenth of the steps for which it was carried, and what that leaves to come.
+
+    A move m over steps whose learning rates add up to s is taken to go on as a random walk: by m·√(S / s) until the end
+    of the run, where the rates still to come add up to S. Both are relative to ‖δ‖. (Short windows move little over a
+    tenth, which is a step or two, and yet miss nearly all of what is to come; docs/choosing-a-mode.md measures it.)
 
     A window with a fixed end is looked at there. One without is looked at ever again, each time a tenth further on, and
-    may end where δ moved by no more than the tolerance, with no new occurrence among those steps. δ that grows in
-    proportion to the steps moves by 0.1, in proportion to their square root by 0.05.
+    may end where no more than the tolerance is left to come, with no new occurrence among those steps.
 
     Between two looks one copy of δ is kept, on evenly spaced elements.
 
     Attributes:
-        moved: that share at the last look; None before there are two.
+        moved: the move at the last look; None before there are two.
+        left_out: what is left to come after it; likewise, and while learning rates of zero tell nothing.
     """
 
-    def __init__(self, window: Window, tolerance: float | None) -> None:
+    def __init__(self, window: Window, tolerance: float | None, rates: NDArray[np.float64]) -> None:
         """Has looked at nothing yet.
 
         Args:
             window: the window; without a fixed end, the longest that it may be.
-            tolerance: what δ may move by at the end; None where the end is fixed.
+            tolerance: what may be left to come at the end; None where the end is fixed.
+            rates: learning rate of every step of the run, `[num_steps]`.
         """
-        self._window, self._tolerance = window, tolerance
+        self._window, self._tolerance, self._rates = window, tolerance, rates
         self._before: Tensor | None = None
         self._taken = window.first
         self._next = window.first + FIRST_LOOK_STEPS
         self.moved: float | None = None
+        self.left_out: float | None = None
 
     def look(self, step: int, deviation: list[Tensor], last_occurrence: int) -> bool:
         """Notes δ[step] where it is time to.
@@ -56,22 +64,26 @@ class Settling:
         if step < self._next:
             return False
         is_quiet = last_occurrence < self._taken
-        self._compare(deviation)
+        self._compare(step, deviation)
         self._before, self._taken = evenly_spaced(deviation), step
         self._next = self._window.first + _next_look(step - self._window.first)
-        return is_quiet and self.moved is not None and self.moved <= self._tolerance
+        return is_quiet and self.left_out is not None and self.left_out <= self._tolerance
 
     def _look_at_end(self, step: int, deviation: list[Tensor]) -> None:
         if step <= self._window.end - max(1, self._window.num_carried // 10):
-            self._before = evenly_spaced(deviation)
+            self._before, self._taken = evenly_spaced(deviation), step
         if step == self._window.end:
-            self._compare(deviation)
+            self._compare(step, deviation)
 
-    def _compare(self, deviation: list[Tensor]) -> None:
-        if self._before is not None:
-            here = evenly_spaced(deviation).double()
-            norm = float(here.norm())
-            self.moved = float((here - self._before).norm()) / norm if norm else self.moved
+    def _compare(self, step: int, deviation: list[Tensor]) -> None:
+        here = evenly_spaced(deviation).double()
+        norm = float(here.norm())
+        if self._before is None or not norm:
+            return
+        self.moved = float((here - self._before).norm()) / norm
+        lately, to_come = float(self._rates[self._taken : step].sum()), float(self._rates[step:].sum())
+        if lately or not to_come:
+            self.left_out = self.moved * math.sqrt(to_come / lately) if to_come else 0.0
 
 
 def _next_look(carried: int) -> int:

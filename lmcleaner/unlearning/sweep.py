@@ -44,9 +44,11 @@ class WindowReport:
         handled: forgotten rows left out.
         marks: step -> relative error of the predicted gradient there.
         settled: ‖δ[end] - δ[a tenth earlier]‖ / ‖δ[end]‖, or at the last look of a window that K="auto" carries to τ.
+        left_out: by how much δ is expected to move on until the run's end, relative to ‖δ‖; see `Settling`.
         data_free: whether no row was read, so that no gradient could be measured.
         curvature_captured: the least share of its matrix's trace that an estimate held.
-        estimated_error: relative error as the sampled oracle estimates it; None where it was not asked for.
+        estimated_error: relative error up to the window's end as the sampled oracle estimates it; None where it was not
+            asked for.
         replay_exact: whether every lead-in step gave the run's bits; None without a lead-in.
     """
 
@@ -59,6 +61,7 @@ class WindowReport:
     handled: int
     marks: dict[int, float]
     settled: float | None
+    left_out: float | None
     data_free: bool
     curvature_captured: float | None
     estimated_error: float | None
@@ -76,19 +79,21 @@ class WindowReport:
 
 
 def combined_estimate(reports: Sequence[WindowReport]) -> float | None:
-    """The estimated relative error of all windows' corrections together, whose errors are taken as independent.
+    """The estimated relative error of all windows' corrections together, with what they leave to come.
 
     Args:
         reports: of the windows.
 
     Returns:
-        The mean square of the windows' estimates, weighted by ‖δ‖², as its root; None where none has one.
+        The root of the mean square of the windows' estimates and of what they leave out, weighted by ‖δ‖², as if all
+        were independent; None where no window has an estimate.
     """
-    known = [(report.estimated_error, report.v_norm) for report in reports if report.estimated_error is not None]
-    whole = math.hypot(*(norm for _, norm in known))
+    known = [report for report in reports if report.estimated_error is not None]
+    whole = math.hypot(*(report.v_norm for report in known))
     if not whole:
         return None
-    return math.hypot(*(error * norm for error, norm in known)) / whole
+    errors = (math.hypot(report.estimated_error or 0.0, report.left_out or 0.0) * report.v_norm for report in known)
+    return math.hypot(*errors) / whole
 
 
 def sweep(
@@ -152,8 +157,9 @@ def sweep_window(
     data_free = is_data_free(log, setting.forget_set, window, setting.mode, options.rank or DEFAULT_RANK)
     tolerance = options.settle_tolerance if options.K == "auto" else None
     places = frozenset() if data_free else marks(window, is_end_fixed=tolerance is None)
+    rates = log.table("steps/lr").max(axis=1)
     sampled = _sampled_oracle(setting, window, options)
-    walk = _Walk(log, window.first, carrier, trajectory, places, Settling(window, tolerance), sampled)
+    walk = _Walk(log, window.first, carrier, trajectory, places, Settling(window, tolerance, rates), sampled)
     if replay_exact is False:
         walk.drop_drift()
     for number in range(window.first, window.end):
@@ -177,6 +183,7 @@ def sweep_window(
         handled=setting.spent.handled - before[2],
         marks=walk.errors,
         settled=walk.settling.moved,
+        left_out=0.0 if window.end == log.num_steps else walk.settling.left_out,
         data_free=data_free,
         curvature_captured=prediction.captured,
         estimated_error=0.0 if options.oracle_sample and setting.mode is HessianMode.SECANT else estimated,

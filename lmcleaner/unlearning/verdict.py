@@ -117,11 +117,11 @@ def _window_reasons(report: WindowReport, num_steps: int, options: UnlearnOption
         )
     if window.end == num_steps:
         return reasons  # nothing was cut off, so nothing had to settle
-    if report.settled is None:
+    if report.left_out is None:
         reasons.append(f"{where}: too short to say whether the deviation settled: use a longer K")
-    elif report.settled > thresholds.settled:
+    elif report.left_out > thresholds.settled:
         reasons.append(
-            f"{where}: the deviation still moved by {report.settled:.3f} over the last tenth, expected at "
+            f"{where}: the deviation would move on by about {report.left_out:.3f} until the run's end, expected at "
             f"most {thresholds.settled:g}: use a longer K, or --K all"
         )
     return reasons

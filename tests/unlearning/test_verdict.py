@@ -19,7 +19,7 @@ def reasons(
     *,
     end: int = NUM_STEPS,
     errors: tuple[float, ...] = (),
-    settled: float | None = 0.0,
+    left_out: float | None = 0.0,
     change: Change = SOUND,
     relative_error: float | None = None,
     **options: Any,
@@ -27,7 +27,7 @@ def reasons(
     """Of a window from step 10 on with these measures."""
     report = WindowReport(
         window=Window(start=10, first=10, last=10, end=end), v0_norm=1.0, v_peak_norm=1.0, v_norm=1.0, gradients=1,
-        products=1, handled=1, marks=dict(enumerate(errors)), settled=settled, data_free=False,
+        products=1, handled=1, marks=dict(enumerate(errors)), settled=left_out, left_out=left_out, data_free=False,
         curvature_captured=None, estimated_error=None, replay_exact=None,
     )  # fmt: skip
     oracle = None if relative_error is None else {"relative_error": relative_error}
@@ -36,7 +36,7 @@ def reasons(
 
 
 def test_a_good_result_has_no_reasons() -> None:
-    assert reasons(errors=(0.9,), relative_error=0.89) == reasons(end=50, settled=0.1) == []
+    assert reasons(errors=(0.9,), relative_error=0.89) == reasons(end=50, left_out=0.1) == []
 
 
 @pytest.mark.parametrize(
@@ -63,18 +63,19 @@ def test_predictions_that_are_off_are_told_with_their_median() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settled", "reason"),
+    ("left_out", "reason"),
     [
         (
             0.25,
-            "the deviation still moved by 0.250 over the last tenth, expected at most 0.1: use a longer K, or --K all",
+            "the deviation would move on by about 0.250 until the run's end, expected at most 0.1: use a longer K, or "
+            "--K all",
         ),
         (None, "too short to say whether the deviation settled: use a longer K"),
     ],
 )
-def test_only_a_window_that_was_cut_has_to_settle(settled: float | None, reason: str) -> None:
-    assert reasons(end=50, settled=settled) == [f"window 10 to 50: {reason}"]
-    assert reasons(settled=settled) == []
+def test_only_a_window_that_was_cut_has_to_settle(left_out: float | None, reason: str) -> None:
+    assert reasons(end=50, left_out=left_out) == [f"window 10 to 50: {reason}"]
+    assert reasons(left_out=left_out) == []
 
 
 def test_what_rounding_took_is_told() -> None:
