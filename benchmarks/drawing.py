@@ -94,7 +94,7 @@ def _panels(groups: dict[str, list[Row]], paint: Callable[[Axes, list[Row]], Non
     for panel in panels[len(groups) :]:
         panel.set_visible(False)
     entries = {label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels())}  # noqa: B905
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=len(entries))
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(5, len(entries)))
     return figure
 
 
@@ -104,6 +104,7 @@ def _nothing_done(panel: Axes) -> None:
 
 
 def _against_cost(rows: Sequence[Row]) -> Figure:
+    """Open marks are the paper's form."""
     chosen = [r for r in rows if r["cell"]["K"] == "all" and r["cell"]["forget"] == "0.08"]
 
     def paint(panel: Axes, group: list[Row]) -> None:
@@ -115,10 +116,12 @@ def _against_cost(rows: Sequence[Row]) -> Figure:
             panel.plot(
                 seconds / row["steps"] / row["step_seconds"], _error(row), marker=marker, linestyle="none",
                 color=colour, markerfacecolor="none" if is_paper else colour,
-                label=f"paper, {cell['mode']}" if is_paper else cell["mode"],
+                label="" if is_paper else cell["mode"],
             )  # fmt: skip
 
-    return _panels(_groups(chosen, _title), paint, "cost of a step, in training steps", "relative error")
+    return _panels(
+        _groups(chosen, _title), paint, "cost of a step, in training steps (open: the paper's form)", "relative error"
+    )
 
 
 def _lines(rows: Sequence[Row], x: Callable[[Row], float | None], label: str) -> Figure:
