@@ -63,7 +63,9 @@ def test_the_whole_way_as_a_user_would_type_it(base_model: Path, tmp_path: Path)
     assert "█" in shown.stdout
     planned = _run("inspect", log, "--forget", "forget", "--plan", "--K", "all")
     assert planned.exit_code == 0
-    assert "parameter memory" in planned.stdout
+    assert "as measured on this machine" in planned.stdout
+    quick = _run("inspect", log, "--forget", "forget", "--plan", "--K", "all", "--quick")
+    assert "parameter memory" in quick.stdout
     made = _run("unlearn", log, "--forget", "forget", "--output", output, "--K", "all", "--hessian-mode", "ggn")
     assert made.exit_code in {0, 1}, made.output
     assert "verdict" in made.stdout
