@@ -76,7 +76,7 @@ def make_plan(
     Args:
         log: the training log.
         forget_set: what to leave out.
-        windows: the request's windows, the longest that they may be.
+        windows: the request's windows; those that may end earlier, and then be followed by others, at their longest.
         mode: how gradients are found.
         rank: eigenpairs of LOW_RANK.
         oracle_sample: percent of the steps that are taken twice.

@@ -27,7 +27,7 @@ def run(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
         {},
         {"forget": "steps:3,20", "K": 2},
         {"oracle_sample": 40},
-        {"K": "auto"},
+        {"K": "auto", "settle_tolerance": 1e-9},
         {"forget": "steps:9", "level": "sample"},
     ],
     ids=str,
