@@ -317,9 +317,8 @@ def _plan(log: "TrainingLog", options: UnlearnOptions, rank: int | None, *, quic
         print_text("seconds by the run's own step times; memory comes on top of one training step's activations")
     else:
         print_text("seconds and activations as measured on this machine just now")
-    print_text(
-        f"poor unless --oracle measures it, or --oracle-sample estimates it: {', '.join(mode for mode in HessianMode if unmeasured(mode))}"
-    )
+    crude = ", ".join(mode for mode in HessianMode if unmeasured(mode))
+    print_text(f"poor unless --oracle measures it, or --oracle-sample estimates it: {crude}")
 
 
 def _show_problems(found: "Verification") -> None:
