@@ -19,7 +19,7 @@ from lmcleaner.formats.writer import write_commit, write_metadata
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Curvature:
+class StoredEstimate:
     """An estimate of a symmetric matrix over the parameters.
 
     Attributes:
@@ -36,7 +36,7 @@ class Curvature:
     arrays: Mapping[str, NDArray[Any]]
 
 
-def read_curvature(log: TrainingLog, step: int) -> Curvature:
+def read_curvature(log: TrainingLog, step: int) -> StoredEstimate:
     """An estimate of the curvature, checked against its digests.
 
     Args:
@@ -51,7 +51,7 @@ def read_curvature(log: TrainingLog, step: int) -> Curvature:
     """
     entry = log.commit.curvature[step]
     arrays = {name: log.curvature_array(step, name) for name in entry.blake3}
-    return Curvature(kind=entry.kind, rank=entry.rank, trace=entry.trace, arrays=arrays)
+    return StoredEstimate(kind=entry.kind, rank=entry.rank, trace=entry.trace, arrays=arrays)
 
 
 class CurvatureWriter:
@@ -62,7 +62,7 @@ class CurvatureWriter:
         self._log, self._threads = log, threads
         self._entries: dict[int, CurvatureCommit] = {}
 
-    def write(self, step: int, curvature: Curvature) -> None:
+    def write(self, step: int, curvature: StoredEstimate) -> None:
         """Writes an estimate that serves from step `step` on."""
         self._entries[step] = _write(self._log.store, self._log.tree, step, curvature, self._threads)
 
@@ -101,7 +101,7 @@ def curvature_writer(log: TrainingLog, threads: int = 1) -> Iterator[CurvatureWr
         clean(TrainingLog(log.store))
 
 
-def _write(store: Store, tree: Tree, step: int, curvature: Curvature, threads: int) -> CurvatureCommit:
+def _write(store: Store, tree: Tree, step: int, curvature: StoredEstimate, threads: int) -> CurvatureCommit:
     arrays = curvature.arrays
     entry = CurvatureCommit(
         kind=curvature.kind,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lmcleaner.formats.bits import Bits
 from lmcleaner.formats.commit import EstimateKind
-from lmcleaner.formats.curvature import Curvature
+from lmcleaner.formats.curvature import StoredEstimate
 from lmcleaner.formats.manifest import CodecName, Manifest, ModelEntry, NumericsEntry, OptimizerEntry, ParameterEntry
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
 from lmcleaner.formats.steps import Checkpoint, MicrobatchRecord, OptimizerVectors, StepRecord
@@ -93,7 +93,7 @@ class Run:
     parameters: tuple[Bits, ...]
     gradients: tuple[Bits, ...]
     checkpoints: dict[int, Checkpoint]
-    curvature: dict[int, Curvature]
+    curvature: dict[int, StoredEstimate]
 
 
 class Numbers:
@@ -158,15 +158,15 @@ def _with_curvature(run: Run, numbers: Numbers, golden: Golden) -> Run:
     return replace(run, steps=steps, curvature=estimates)
 
 
-def _estimate(numbers: Numbers, golden: Golden, count: int) -> Curvature:
+def _estimate(numbers: Numbers, golden: Golden, count: int) -> StoredEstimate:
     """Three eigenpairs of five that were asked for, or a diagonal; they needn't be any matrix's."""
     dtype = np.float64 if golden.dtype == "float64" else np.float32
     rows = np.stack([_vector(numbers, golden, count, "float32").view(np.float32).astype(dtype) for _ in range(3)])
     assert golden.curvature is not None
     if golden.curvature != "low_rank":
-        return Curvature(kind=golden.curvature, rank=0, trace=numbers.fraction(), arrays={"diagonal": rows[0]})
+        return StoredEstimate(kind=golden.curvature, rank=0, trace=numbers.fraction(), arrays={"diagonal": rows[0]})
     arrays = {"values": np.array([3, 1.5, 0.25], dtype), "vectors": rows}
-    return Curvature(kind=golden.curvature, rank=5, trace=8 + numbers.fraction(), arrays=arrays)
+    return StoredEstimate(kind=golden.curvature, rank=5, trace=8 + numbers.fraction(), arrays=arrays)
 
 
 def redacted(run: Run, golden: Golden) -> Run:

@@ -8,7 +8,7 @@ import torch
 from lmcleaner.choices import HessianMode
 from lmcleaner.curvature.estimates import Diagonal, Estimate, LowRank
 from lmcleaner.formats.commit import EstimateKind
-from lmcleaner.formats.curvature import Curvature, read_curvature
+from lmcleaner.formats.curvature import StoredEstimate, read_curvature
 from lmcleaner.formats.reader import TrainingLog
 
 KINDS: Mapping[HessianMode, EstimateKind] = MappingProxyType({
@@ -18,7 +18,7 @@ KINDS: Mapping[HessianMode, EstimateKind] = MappingProxyType({
 })
 
 
-def as_stored(estimate: Estimate, mode: HessianMode, rank: int) -> Curvature:
+def as_stored(estimate: Estimate, mode: HessianMode, rank: int) -> StoredEstimate:
     """What a log shall hold of an estimate.
 
     Args:
@@ -31,10 +31,10 @@ def as_stored(estimate: Estimate, mode: HessianMode, rank: int) -> Curvature:
     """
     if isinstance(estimate, LowRank):
         arrays = {"values": estimate.values.cpu().numpy(), "vectors": estimate.vectors.cpu().numpy()}
-        return Curvature(kind=KINDS[mode], rank=rank, trace=estimate.trace, arrays=arrays)
+        return StoredEstimate(kind=KINDS[mode], rank=rank, trace=estimate.trace, arrays=arrays)
     assert isinstance(estimate, Diagonal)
     diagonal = torch.cat([part.reshape(-1) for part in estimate.entries])
-    return Curvature(kind=KINDS[mode], rank=0, trace=estimate.trace, arrays={"diagonal": diagonal.cpu().numpy()})
+    return StoredEstimate(kind=KINDS[mode], rank=0, trace=estimate.trace, arrays={"diagonal": diagonal.cpu().numpy()})
 
 
 def served_steps(log: TrainingLog, mode: HessianMode, rank: int) -> tuple[int, ...]:

@@ -3,7 +3,6 @@
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from lmcleaner.choices import DEFAULT_RANK, WRITTEN, HessianMode
 from lmcleaner.curvature.linearized import OPERATORS
@@ -69,7 +68,7 @@ def make_plan(
     *,
     oracle_sample: float = 0.0,
     is_end_fixed: bool = True,
-    costs: Costs | None = None,
+    replay: ReplayModel | None = None,
 ) -> Plan:
     """What a sweep through the windows will cost.
 
@@ -81,7 +80,7 @@ def make_plan(
         rank: eigenpairs of LOW_RANK.
         oracle_sample: percent of the steps that are taken twice.
         is_end_fixed: whether each window is carried to its end whatever happens.
-        costs: of the parts of a step; None takes `logged_costs`.
+        replay: the run's model, to measure on this machine what a step costs; None takes the run's own step times.
 
     Returns:
         The plan.
@@ -101,6 +100,7 @@ def make_plan(
     plain += len(sampled - forget_set.skipped) if is_linearized else 0
     gradients = len(carried - found.gradients)
     estimates = sum(_estimate_products(log, window, mode, rank) for window in windows) if not found.curvature else 0
+    costs = _costs(log, replay, windows, mode, reads_rows=plain + gradients > 0)
     return Plan(
         mode=mode,
         steps=sum(window.end - window.start for window in windows),
@@ -111,48 +111,23 @@ def make_plan(
         updates=log.manifest.updates,
         bytes_to_read=_bytes_to_read(log, windows, found, (found.given & {*lead_in}) | (found.gradients & carried)),
         seconds=_seconds(
-            costs or logged_costs(log), mode, plain=plain, gradients=gradients, estimates=estimates,
+            costs, mode, plain=plain, gradients=gradients, estimates=estimates,
             lead_in=len(lead_in), carried=len(carried), windows=len(windows),
         ),
         parameter_memory_bytes=_parameter_memory(
             log, mode, rank, found, is_replayed=replayed > 0, is_sampled=is_linearized and bool(sampled)
         ),
-        activation_bytes=costs.activation_bytes if costs is not None else None,
+        activation_bytes=costs.activation_bytes,
     )  # fmt: skip
 
 
-def measured_plan(
-    log: TrainingLog,
-    replay: ReplayModel,
-    forget_set: ForgetSet,
-    windows: Sequence[Window],
-    mode: HessianMode,
-    rank: int = DEFAULT_RANK,
-    *,
-    oracle_sample: float = 0.0,
-    is_end_fixed: bool = True,
-) -> Plan:
-    """A plan whose costs are measured on this machine, which takes some training steps; see `make_plan`.
-
-    Args:
-        log: the training log.
-        replay: the run's model.
-        forget_set: what to leave out.
-        windows: the windows, the longest that they may be.
-        mode: how gradients are found.
-        rank: eigenpairs of LOW_RANK.
-        oracle_sample: percent of the steps that are taken twice.
-        is_end_fixed: whether each window is carried to its end whatever happens.
-
-    Returns:
-        The plan.
-    """
-    make = partial(
-        make_plan, log, forget_set, windows, mode, rank, oracle_sample=oracle_sample, is_end_fixed=is_end_fixed
-    )
-    reads_rows = make().gradients > 0
+def _costs(
+    log: TrainingLog, replay: ReplayModel | None, windows: Sequence[Window], mode: HessianMode, *, reads_rows: bool
+) -> Costs:
+    if replay is None:
+        return logged_costs(log)
     with restored_numerics(log.manifest.numerics):
-        return make(costs=measure_costs(log, replay, windows, mode, reads_rows=reads_rows))
+        return measure_costs(log, replay, windows, mode, reads_rows=reads_rows)
 
 
 def _seconds(

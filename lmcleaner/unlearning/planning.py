@@ -1,7 +1,6 @@
 """What a request would cost in every mode."""
 
 from dataclasses import dataclass
-from functools import partial
 
 from lmcleaner.choices import DEFAULT_RANK, HessianMode
 from lmcleaner.curvature.estimates import check_rank
@@ -11,7 +10,7 @@ from lmcleaner.training.models import load_base_model
 from lmcleaner.training.numerics import replay_device
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.unlearning.options import UnlearnOptions
-from lmcleaner.unlearning.plan import Plan, make_plan, measured_plan
+from lmcleaner.unlearning.plan import Plan, make_plan
 from lmcleaner.unlearning.request import ForgetSet
 from lmcleaner.unlearning.run import resolve_request
 from lmcleaner.unlearning.windows import Window
@@ -56,12 +55,10 @@ def plan_request(
     if rank is not None:
         check_rank(rank, log.manifest.num_elements, device)
     forget_set, windows = resolve_request(log, options, ledger=read_ledger(log) if options.ledger else None)
-    make = partial(make_plan, log)
-    if not quick:
-        make = partial(
-            measured_plan, log, ReplayModel(load_base_model(log.manifest, options.model), log.manifest, device)
-        )
+    replay = None if quick else ReplayModel(load_base_model(log.manifest, options.model), log.manifest, device)
+    is_end_fixed = options.K != "auto"
     plans = tuple(
-        make(forget_set, windows, mode, rank or DEFAULT_RANK, is_end_fixed=options.K != "auto") for mode in HessianMode
+        make_plan(log, forget_set, windows, mode, rank or DEFAULT_RANK, is_end_fixed=is_end_fixed, replay=replay)
+        for mode in HessianMode
     )
     return RequestPlans(forget_set=forget_set, windows=windows, plans=plans)

@@ -133,29 +133,6 @@ class ForgetSet:
         return sum(any(sample.digest in digests for digests in concerned) for sample in step.samples)
 
 
-def find_forget_set(
-    log: TrainingLog, forget: str | Sequence[str], level: Level | None, load_tokenizer: Callable[[], Any]
-) -> ForgetSet:
-    """Looks up what requests name.
-
-    Args:
-        log: the training log.
-        forget: one request or several; see `find_request`.
-        level: what happens to the steps; see `find_request`.
-        load_tokenizer: gives the run's tokenizer; called only for rows.
-
-    Returns:
-        Their union.
-
-    Raises:
-        NotFoundError: a row, a digest or a step that the run never saw, by name.
-        UsageError: a request can't be read or names nothing, or they name everything.
-        MismatchError: the tokenizer is another one than the run's.
-    """
-    named = (forget,) if isinstance(forget, str) else forget
-    return union_of(log, [find_request(log, each, level, load_tokenizer) for each in named])
-
-
 def find_request(log: TrainingLog, forget: str, level: Level | None, load_tokenizer: Callable[[], Any]) -> Request:
     """Looks up what one request names.
 

@@ -33,7 +33,7 @@ from lmcleaner.unlearning.counterfactual import Counterfactual
 from lmcleaner.unlearning.earlier import earlier_requests
 from lmcleaner.unlearning.entering import Desk, not_entered, open_desk
 from lmcleaner.unlearning.options import UnlearnOptions
-from lmcleaner.unlearning.plan import Plan, measured_plan, plan_lines
+from lmcleaner.unlearning.plan import Plan, make_plan, plan_lines
 from lmcleaner.unlearning.redaction import open_to_redact, redaction
 from lmcleaner.unlearning.remaining import find_remaining
 from lmcleaner.unlearning.request import ForgetSet
@@ -122,14 +122,15 @@ def _planned(
     rank = options.rank or DEFAULT_RANK
     if options.hessian_mode is HessianMode.LOW_RANK:
         check_rank(rank, log.manifest.num_elements, replay.device)
-    plan = measured_plan(
-        log, replay, forget_set, windows, options.hessian_mode, rank, oracle_sample=options.oracle_sample,
-        is_end_fixed=options.K != "auto",
+    plan = make_plan(
+        log, forget_set, windows, options.hessian_mode, rank, oracle_sample=options.oracle_sample,
+        is_end_fixed=options.K != "auto", replay=replay,
     )  # fmt: skip
     warnings = tuple(foreseen_reasons(log, options))
-    cheaper = cheaper_modes(log, forget_set, windows, options) if options.tolerance is not None else []
     lines = tuple(plan_lines(log, forget_set, windows, plan, warnings, redact=options.redact))
-    if options.dry_run and cheaper:
+    is_open = options.dry_run and options.tolerance is not None
+    cheaper = cheaper_modes(log, forget_set, windows, options) if is_open else []
+    if cheaper:
         lines += (f"auto: {', '.join(cheaper)} will be tried before, each with a fifth of its steps taken twice",)
     return UnlearnResult(
         forget_set=forget_set, windows=windows, plan=plan, warnings=warnings, lines=lines, document=None

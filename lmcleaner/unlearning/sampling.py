@@ -44,34 +44,36 @@ class SampledOracle:
     It costs a gradient for each step of a block, and holds a second training state and E.
     """
 
-    def __init__(self, setting: Setting, window: Window, percent: float) -> None:
+    def __init__(self, setting: Setting, state: TrainingState, window: Window, percent: float) -> None:
         """Has sampled nothing yet.
 
         Args:
             setting: what every step needs; counts the gradients.
+            state: (θ′, o′), which the sweep advances.
             window: the window, or the longest that it may be.
             percent: of its steps that lie in a block, 0 to 100.
         """
-        self._setting = setting
+        self._setting, self._state = setting, state
         self._blocks = {block.start: block for block in block_steps(window, percent)}
         self._block = range(0)
         self._twin: TrainingState | None = None
         self._sampled = 0
         self._error: list[Tensor] | None = None
 
-    def before(self, number: int, state: TrainingState) -> None:
+    def before(self, number: int) -> None:
         """Starts a block before step t, if there is one to start."""
         if number in self._blocks:
-            self._block, self._twin = self._blocks[number], copy.deepcopy(state)
+            self._block, self._twin = self._blocks[number], copy.deepcopy(self._state)
 
-    def after(self, number: int, step: StepRecord, state: TrainingState) -> None:
+    def after(self, number: int, step: StepRecord) -> None:
         """Takes step t once more, if it lies in a block, and notes at its end what both states differ by."""
         if self._twin is None:
             return
         if number not in self._setting.forget_set.skipped:
             self._twin.apply(self._setting.gradient(step, self._twin.parameters), step.lr)
         if number == self._block[-1]:
-            self._add([p.detach() - q.detach() for p, q in zip(self._twin.parameters, state.parameters, strict=True)])
+            pairs = zip(self._twin.parameters, self._state.parameters, strict=True)
+            self._add([true.detach() - own.detach() for true, own in pairs])
             self._twin = None
 
     def relative_error(self, deviation: Sequence[Tensor], num_carried: int) -> float | None:

@@ -149,17 +149,18 @@ def sweep_window(
         DivergedError: δ is not finite, or grows without bound.
         DamagedError: a part of the log that is needed can't be trusted.
     """
+    rank = options.rank or DEFAULT_RANK
     trajectory = open_trajectory(log, setting.replay, window.start, options.hessian_mode)
-    prediction = make_prediction(log, setting, options.rank or DEFAULT_RANK)
+    prediction = make_prediction(log, setting, rank)
     carrier = make_carrier(options.propagation, setting, prediction, log.checkpoint(window.start))
     before = setting.spent.gradients, setting.spent.products, setting.spent.handled
     replay_exact = _lead_in(log, window, carrier, progress)
-    data_free = is_data_free(log, setting.forget_set, window, setting.mode, options.rank or DEFAULT_RANK)
+    data_free = is_data_free(log, setting.forget_set, window, setting.mode, rank)
     tolerance = options.settle_tolerance if options.K == "auto" else None
-    places = frozenset() if data_free else marks(window, is_end_fixed=tolerance is None)
+    marked = frozenset() if data_free else marks(window, is_end_fixed=tolerance is None)
     rates = log.table("steps/lr").max(axis=1)
-    sampled = _sampled_oracle(setting, window, options)
-    walk = _Walk(log, window.first, carrier, trajectory, places, Settling(window, tolerance, rates), sampled)
+    sampled = _sampled_oracle(setting, carrier, window, options)
+    walk = _Walk(log, window.first, carrier, trajectory, marked, Settling(window, tolerance, rates), sampled)
     if replay_exact is False:
         walk.drop_drift()
     for number in range(window.first, window.end):
@@ -191,11 +192,14 @@ def sweep_window(
     )
 
 
-def _sampled_oracle(setting: Setting, window: Window, options: UnlearnOptions) -> SampledOracle | None:
+def _sampled_oracle(
+    setting: Setting, carrier: Carrier, window: Window, options: UnlearnOptions
+) -> SampledOracle | None:
     """None where there is no error to estimate, or nobody asked for it."""
-    if not options.oracle_sample or setting.mode is HessianMode.SECANT:
+    is_wanted = options.oracle_sample and setting.mode is not HessianMode.SECANT
+    if not is_wanted or not isinstance(carrier, OptimizerCarrier):
         return None
-    return SampledOracle(setting, window, options.oracle_sample)
+    return SampledOracle(setting, carrier.state, window, options.oracle_sample)
 
 
 def _lead_in(log: TrainingLog, window: Window, carrier: Carrier, progress: Progress) -> bool | None:
@@ -214,11 +218,11 @@ class _Walk:
     """The carried part of a window: advances, and notes norms and errors by step."""
 
     def __init__(
-        self, log: TrainingLog, first: int, carrier: Carrier, trajectory: Trajectory, places: frozenset[int],
+        self, log: TrainingLog, first: int, carrier: Carrier, trajectory: Trajectory, marked: frozenset[int],
         settling: Settling, sampled: SampledOracle | None,
     ) -> None:  # fmt: skip
         self._log, self._carrier, self._trajectory = log, carrier, trajectory
-        self._marks, self.settling, self._sampled = places, settling, sampled
+        self._marked, self.settling, self._sampled = marked, settling, sampled
         self._here = trajectory.move_to(first)
         self.norms: dict[int, float] = {}
         self.errors: dict[int, float] = {}
@@ -233,12 +237,11 @@ class _Walk:
         return self.settling.look(number + 1, deviation, occurrence_steps[bisect_right(occurrence_steps, number) - 1])
 
     def _advance(self, number: int, step: StepRecord) -> None:
-        carrier, sampled = self._carrier, self._sampled
-        if sampled is not None and isinstance(carrier, OptimizerCarrier):
-            sampled.before(number, carrier.state)
-        error = carrier.advance(number, step, self._here, measure=number in self._marks)
-        if sampled is not None and isinstance(carrier, OptimizerCarrier):
-            sampled.after(number, step, carrier.state)
+        if self._sampled is not None:
+            self._sampled.before(number)
+        error = self._carrier.advance(number, step, self._here, measure=number in self._marked)
+        if self._sampled is not None:
+            self._sampled.after(number, step)
         if error is not None:
             self.errors[number] = _finite(error, number)
 

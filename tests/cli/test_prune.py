@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from named_requests import find_forget_set
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
@@ -19,7 +20,6 @@ from lmcleaner.training.numerics import replay_device, restored_numerics
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.vectors import bits_of
 from lmcleaner.unlearning.plan import make_plan
-from lmcleaner.unlearning.request import find_forget_set
 from lmcleaner.unlearning.trajectory import open_trajectory
 from lmcleaner.unlearning.windows import Window, replayed_steps, windows_in
 from tiny_runs import TinyRun, parameters_in, record_tiny, same_bits

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from named_requests import find_forget_set
 
 from independent_trainer import train_without
 from lmcleaner.audit.check import AuditOptions, audit_model
@@ -23,7 +24,6 @@ from lmcleaner.training.numerics import restored_numerics
 from lmcleaner.training.state import TrainingState
 from lmcleaner.unlearning.combine import Correction
 from lmcleaner.unlearning.options import UnlearnOptions
-from lmcleaner.unlearning.request import find_forget_set
 from lmcleaner.unlearning.setting import Setting
 from lmcleaner.unlearning.sweep import sweep_window
 from lmcleaner.unlearning.windows import windows_in

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from named_requests import find_forget_set
 from torch import Tensor
 
 from hostile_logs import attributes, forge
@@ -25,7 +26,6 @@ from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.state import TrainingState
 from lmcleaner.training.vectors import bits_of
 from lmcleaner.unlearning.prediction import SegmentPrediction, make_prediction
-from lmcleaner.unlearning.request import find_forget_set
 from lmcleaner.unlearning.setting import Setting
 from tiny_runs import TinyRun, parameters_in, record_tiny, same_bits, unlearn_tiny
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from named_requests import find_forget_set
 from torch import Tensor
 
 from lmcleaner.choices import Denominator, HessianMode
@@ -13,7 +14,6 @@ from lmcleaner.curvature.linearized import curvature_product
 from lmcleaner.curvature.segments import PROBES
 from lmcleaner.training.vectors import global_norm
 from lmcleaner.unlearning.prediction import FisherPrediction, SegmentPrediction, make_prediction
-from lmcleaner.unlearning.request import find_forget_set
 from lmcleaner.unlearning.setting import Setting
 from tiny_runs import TinyRun, record_tiny, unlearn_tiny
 

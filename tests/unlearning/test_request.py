@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from named_requests import find_forget_set
 
 from lmcleaner.choices import HessianMode, Level
 from lmcleaner.formats.errors import LmcleanerError, MismatchError, NotFoundError, UsageError
 from lmcleaner.training.models import load_tokenizer
 from lmcleaner.unlearning.options import UnlearnOptions
-from lmcleaner.unlearning.request import ForgetSet, find_forget_set
+from lmcleaner.unlearning.request import ForgetSet
 from tiny_runs import TinyRun, rows, write_base_model, write_rows
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from named_requests import find_forget_set
 from typer.testing import CliRunner, Result
 
 from independent_trainer import train_without
@@ -27,7 +28,6 @@ from lmcleaner.formats.lock import WriterLock
 from lmcleaner.formats.store import open_store
 from lmcleaner.inspection.verify import verify
 from lmcleaner.unlearning.options import UnlearnOptions
-from lmcleaner.unlearning.request import find_forget_set
 from lmcleaner.unlearning.run import UnlearnResult, unlearn
 from tiny_runs import (
     SETTINGS,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from named_requests import find_forget_set
 from torch import Tensor
 
 from lmcleaner.choices import HessianMode
@@ -18,7 +19,6 @@ from lmcleaner.training.models import load_model, load_tokenizer
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.prediction import RowPrediction
 from lmcleaner.unlearning.propagation import PaperCarrier
-from lmcleaner.unlearning.request import find_forget_set
 from lmcleaner.unlearning.run import unlearn
 from lmcleaner.unlearning.setting import Setting
 from tiny_runs import Recording, TinyRun, parameters_in, record_tiny, unlearn_tiny
