@@ -1,6 +1,6 @@
 """θ of a log, moving forward from a checkpoint through the updates."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,7 @@ class Reconstruction:
         *,
         spans: Sequence[int] | None = None,
         parts: Sequence[Bits] | None = None,
+        horizon: int = 0,
     ) -> None:
         """Begins at the checkpoint of a step.
 
@@ -51,6 +52,9 @@ class Reconstruction:
             spans: which spans of the vector, ascending; None is all of them.
             parts: consecutive arrays that hold θ[step] from that checkpoint already, and become the reconstruction's
                 memory; None takes memory and reads it.
+            horizon: up to which step a thread reads updates ahead between two calls of `advance_to`, as far as the log
+                holds them; it is at work until the horizon is reached or `close` is called. Longer vectors than are
+                read ahead at a time are not: it would save little of their time, and cost memory beside a gradient.
 
         Raises:
             DamagedError: the checkpoint can't be read, or a whole vector doesn't have the committed digest.
@@ -58,9 +62,12 @@ class Reconstruction:
         self._log, self.step = log, step
         self._is_whole = spans is None
         self._spans = range(num_spans(log.manifest.num_elements)) if spans is None else spans
+        self._horizon = horizon if len(self._spans) <= _AHEAD else 0
         self._dtype = log.manifest.model.dtype
         self._updates = StackReader(log.store, log.tree, UPDATES) if UPDATES in log.tree.stacks else None
         self._corrections = frozenset(log.commit.corrections)
+        self._stored_ahead: Generator[Stored, None, None] | None = None
+        self._stored_until = step
         self.parts = Parts(parts if parts is not None else [self._read_checkpoint()])
         self._edges = [*range(0, len(self.parts), SPAN), len(self.parts)]  # only the vector's last span is shorter
 
@@ -81,10 +88,29 @@ class Reconstruction:
             DamagedError: an update can't be read or leads to other parameters than the run's.
         """
         self._log.check_updates(self.step, step)
-        stored = ahead(self._stored(range(self.step, step)), _AHEAD)
-        while self.step < step:
-            self._apply_update(stored)
-        stored.close()
+        try:
+            while self.step < step:
+                self._apply_update(self._opened(step))
+        except BaseException:
+            self.close()
+            raise
+        if self.step == self._stored_until:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the reading ahead, if there is any; it begins anew where it is needed."""
+        if self._stored_ahead is not None:
+            self._stored_ahead.close()
+            self._stored_ahead = None
+
+    def _opened(self, step: int) -> Iterator[Stored]:
+        """The updates from the current step on, as far as a call and the horizon want them and the log has them."""
+        if self._stored_ahead is None or self._stored_until < step:
+            self.close()
+            horizon = self._log.missing_update(self.step, self._horizon)
+            self._stored_until = max(step, self._horizon if horizon is None else horizon)
+            self._stored_ahead = ahead(self._stored(range(self.step, self._stored_until)), _AHEAD)
+        return self._stored_ahead
 
     def steps_to(self, stop: int) -> Iterator[int]:
         """Goes through the steps one by one, reading ahead.

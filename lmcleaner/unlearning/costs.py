@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from statistics import mean
@@ -22,9 +23,11 @@ from lmcleaner.training.vectors import global_norm
 from lmcleaner.unlearning.trajectory import ReadTrajectory
 from lmcleaner.unlearning.windows import Window
 
-_STEPS = 2  # that each part is timed on
+_STEPS = 8  # that each part is timed on at most
+_ENOUGH_SECONDS = 0.5  # of timing each part; two steps at least
+_FEW_APART = 5  # of the steps that are timed, so that the first few lie apart as well
 _LONG_SECONDS = 5.0  # a run that took longer needs no second one: what is new to the machine no longer counts
-
+_READ_AHEAD_SECONDS = 0.1  # all that is read ahead is there after that long
 
 # What a carried step takes as a multiple of a training step, and a product by itself; measured on a Llama of 260,000
 # parameters, one thread. A written mode's step is one without a gradient.
@@ -95,7 +98,7 @@ def measure_costs(
     """
     started = time.perf_counter()
     state = TrainingState(log.manifest, log.checkpoint(windows[0].start), replay.device)
-    trajectory = ReadTrajectory(log, replay, windows[0].start)
+    trajectory = ReadTrajectory(log, replay, windows[0].start, windows[0].end)
     open_seconds = time.perf_counter() - started
     here = [parameter.detach().clone() for parameter in state.parameters]
     direction = [1e-3 * parameter for parameter in here]
@@ -106,11 +109,14 @@ def measure_costs(
     if estimated is not None:
         parts["product"] = lambda step: curvature_product(replay, estimated, step, here, direction, 0.0)
     seconds, activation_bytes = _parts_cost(log, replay, windows, parts) if reads_rows else ({}, 0)
+    gradient_seconds = seconds.get("gradient", 0.0)
+    with closing(trajectory):
+        carry_seconds = _carry_seconds(log, state, trajectory, windows[0], gradient_seconds)
     return Costs(
-        gradient_seconds=seconds.get("gradient", 0.0),
+        gradient_seconds=gradient_seconds,
         predicted_seconds={mode: seconds.get("predicted", 0.0)},
         product_seconds={estimated: seconds.get("product", 0.0)} if estimated is not None else {},
-        carry_seconds=_carry_seconds(log, state, trajectory, windows[0], replay.device),
+        carry_seconds=carry_seconds,
         written_seconds=logged_costs(log).written_seconds,
         open_seconds=open_seconds,
         activation_bytes=activation_bytes,
@@ -122,12 +128,16 @@ def _parts_cost(
 ) -> tuple[dict[str, float], int]:
     """Seconds of each part, for as many tokens as the windows' steps have in the mean, and the largest peak."""
     numbers = [number for window in windows for number in range(window.start, window.end)]
-    chosen = sorted({numbers[(2 * k + 1) * len(numbers) // (2 * _STEPS)] for k in range(_STEPS)})
-    steps, tokens = [log.step(number) for number in chosen], padded_tokens(log)
-    scale = float(tokens[numbers].mean() / tokens[chosen].mean())
+    spread = ((2 * (_FEW_APART * k % _STEPS) + 1) * len(numbers) // (2 * _STEPS) for k in range(_STEPS))
+    chosen = [numbers[place] for place in dict.fromkeys(spread)]
+    tokens, steps = padded_tokens(log), [log.step(number) for number in chosen]
+    usual = float(tokens[numbers].mean())
+    seconds = {
+        name: usual * _seconds_per_token(compute, steps, tokens[chosen], replay.device)
+        for name, compute in parts.items()
+    }
     largest = max(steps, key=_largest_microbatch)
     vector = sum(parameter.numel() * parameter.element_size() for parameter in replay.parameters)
-    seconds = {name: scale * _seconds(compute, steps, replay.device) for name, compute in parts.items()}
     peaks = [peak_of(partial(compute, largest), replay.device) for compute in parts.values()]
     return seconds, max(0, *(peak - vector for peak in peaks))
 
@@ -144,16 +154,28 @@ def _largest_microbatch(step: StepRecord) -> int:
     return max(len(microbatch.samples) * microbatch.width for microbatch in step.microbatches)
 
 
-def _seconds(compute: Callable[[StepRecord], object], steps: Sequence[StepRecord], device: torch.device) -> float:
-    """Mean over the steps, after one run to get warm unless that was long."""
+def _seconds_per_token(
+    compute: Callable[[StepRecord], object],
+    steps: Sequence[StepRecord],
+    tokens: NDArray[np.int64],
+    device: torch.device,
+) -> float:
+    """Over as many steps as it takes to time enough, after one run to get warm unless that was long."""
     first = _timed(partial(compute, steps[0]), device)
-    return first if first > _LONG_SECONDS else mean(_timed(partial(compute, step), device) for step in steps)
+    if first > _LONG_SECONDS:
+        return first / float(tokens[0])
+    seconds = list[float]()
+    for step in steps:
+        seconds.append(_timed(partial(compute, step), device))
+        if len(seconds) > 1 and sum(seconds) > _ENOUGH_SECONDS:
+            break
+    return sum(seconds) / float(tokens[: len(seconds)].sum())
 
 
 def _carry_seconds(
-    log: TrainingLog, state: TrainingState, trajectory: ReadTrajectory, window: Window, device: torch.device
+    log: TrainingLog, state: TrainingState, trajectory: ReadTrajectory, window: Window, gradient_seconds: float
 ) -> float:
-    """Mean over the first steps of a window, as they are carried."""
+    """Mean over the first steps of a window, as they are carried: updates are read ahead during a gradient."""
 
     def carry(number: int) -> None:
         step = log.step(number)
@@ -163,7 +185,10 @@ def _carry_seconds(
             global_norm([p - q.detach() for p, q in zip(there, state.parameters, strict=True)])
 
     numbers = range(window.start, min(window.start + 1 + _STEPS, window.end))
-    seconds = [_timed(partial(carry, number), device) for number in numbers]
+    seconds = list[float]()
+    for number in numbers:
+        time.sleep(min(gradient_seconds, _READ_AHEAD_SECONDS))
+        seconds.append(_timed(partial(carry, number), state.parameters[0].device))
     return mean(seconds[1:] or seconds)
 
 

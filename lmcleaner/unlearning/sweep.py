@@ -3,6 +3,7 @@
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from statistics import median
 
@@ -150,7 +151,6 @@ def sweep_window(
         DamagedError: a part of the log that is needed can't be trusted.
     """
     rank = options.rank or DEFAULT_RANK
-    trajectory = open_trajectory(log, setting.replay, window.start, options.hessian_mode)
     prediction = make_prediction(log, setting, rank)
     carrier = make_carrier(options.propagation, setting, prediction, log.checkpoint(window.start))
     before = setting.spent.gradients, setting.spent.products, setting.spent.handled
@@ -160,14 +160,15 @@ def sweep_window(
     marked = frozenset() if data_free else marks(window, is_end_fixed=tolerance is None)
     rates = log.table("steps/lr").max(axis=1)
     sampled = _sampled_oracle(setting, carrier, window, options)
-    walk = _Walk(log, window.first, carrier, trajectory, marked, Settling(window, tolerance, rates), sampled)
-    if replay_exact is False:
-        walk.drop_drift()
-    for number in range(window.first, window.end):
-        progress.advance()
-        if walk.step(number, setting.forget_set.steps):
-            window = window.ending_at(number + 1, setting.forget_set.steps)
-            break
+    with closing(open_trajectory(log, setting.replay, window.start, window.end, setting.mode)) as trajectory:
+        walk = _Walk(log, window.first, carrier, trajectory, marked, Settling(window, tolerance, rates), sampled)
+        if replay_exact is False:
+            walk.drop_drift()
+        for number in range(window.first, window.end):
+            progress.advance()
+            if walk.step(number, setting.forget_set.steps):
+                window = window.ending_at(number + 1, setting.forget_set.steps)
+                break
     deviation = carrier.deviation(walk.known(window.end))
     estimated = sampled.relative_error(deviation, window.num_carried) if sampled is not None else None
     if window.end == log.num_steps and isinstance(carrier, OptimizerCarrier):
@@ -224,6 +225,7 @@ class _Walk:
         self._log, self._carrier, self._trajectory = log, carrier, trajectory
         self._marked, self.settling, self._sampled = marked, settling, sampled
         self._here = trajectory.move_to(first)
+        self._limit = 0.0
         self.norms: dict[int, float] = {}
         self.errors: dict[int, float] = {}
 
@@ -257,10 +259,13 @@ class _Walk:
 
     def _measure(self, step: int, parameters: list[Tensor]) -> list[Tensor]:
         deviation = self._carrier.deviation(parameters)
-        norm, limit = global_norm(deviation), _GROWTH_LIMIT * global_norm(parameters)
-        if not math.isfinite(norm) or norm > limit:
+        norm = global_norm(deviation)
+        if norm > self._limit:  # which was right when it was last passed; ‖θ‖ changes slowly
+            self._limit = _GROWTH_LIMIT * global_norm(parameters)
+        if not math.isfinite(norm) or norm > self._limit:
             raise DivergedError(
-                f"the deviation grows without bound: step {step}: expected a norm below {limit:.4g}, found {norm:.4g}",
+                f"the deviation grows without bound: step {step}: expected a norm below {self._limit:.4g}, "
+                f"found {norm:.4g}",
                 hint="the propagation doesn't fit the run; use --propagation optimizer, or --hessian-mode secant",
             )
         self.norms[step] = norm

@@ -21,17 +21,21 @@ class Trajectory(ABC):
     def move_to(self, step: int) -> list[Tensor] | None:
         """θ[step], or None where it isn't known; steps must not go back. Valid until the next call."""
 
+    @abstractmethod
+    def close(self) -> None:
+        """Ends the reading ahead; must be called."""
+
 
 class ReadTrajectory(Trajectory):
     """θ from checkpoints and recorded updates: known wherever they lead, one parameter vector in memory."""
 
-    def __init__(self, log: TrainingLog, replay: ReplayModel, start: int) -> None:
-        """Begins at the checkpoint of step `start`."""
-        self._log, self._device = log, replay.device
+    def __init__(self, log: TrainingLog, replay: ReplayModel, start: int, end: int) -> None:
+        """Begins at the checkpoint of step `start`; reads ahead up to step `end`."""
+        self._log, self._device, self._end = log, replay.device, end
         dtype, cpu = torch_dtype(log.manifest.model.dtype), torch.device("cpu")
         self._parameters = tensors_of(log.checkpoint_parameters(start), dtype, log.manifest.parameters, cpu)
         self._parts = [bits_in(parameter) for parameter in self._parameters]
-        self._reconstruction = Reconstruction(log, start, parts=self._parts)
+        self._reconstruction = Reconstruction(log, start, parts=self._parts, horizon=end)
 
     def move_to(self, step: int) -> list[Tensor] | None:
         """θ[step] if the log has it; applies the updates in between."""
@@ -45,11 +49,16 @@ class ReadTrajectory(Trajectory):
 
     def _begin_anew(self, start: int) -> None:
         """Goes to a checkpoint, in the memory that is there."""
+        self.close()
         bits, position = self._log.checkpoint_parameters(start), 0
         for part in self._parts:
             part[:] = bits[position : position + len(part)]
             position += len(part)
-        self._reconstruction = Reconstruction(self._log, start, parts=self._parts)
+        self._reconstruction = Reconstruction(self._log, start, parts=self._parts, horizon=self._end)
+
+    def close(self) -> None:
+        """See `Trajectory.close`."""
+        self._reconstruction.close()
 
 
 class ReplayedTrajectory(Trajectory):
@@ -58,10 +67,10 @@ class ReplayedTrajectory(Trajectory):
     Where the log holds the gradients to the bit, no gradient need be computed for it.
     """
 
-    def __init__(self, log: TrainingLog, replay: ReplayModel, start: int) -> None:
-        """Begins at the checkpoint of step `start`."""
+    def __init__(self, log: TrainingLog, replay: ReplayModel, start: int, end: int) -> None:
+        """Begins at the checkpoint of step `start`; reads ahead up to step `end`."""
         self._log, self._replay = log, replay
-        self._read = ReadTrajectory(log, replay, start)
+        self._read = ReadTrajectory(log, replay, start, end)
         self._gradients, self._given = RecordedGradients(log, replay), exact_steps(log)
         self._state: TrainingState | None = None
         self._step = start
@@ -85,18 +94,23 @@ class ReplayedTrajectory(Trajectory):
         self._step = step
         return [parameter.detach() for parameter in self._state.parameters]
 
+    def close(self) -> None:
+        """See `Trajectory.close`."""
+        self._read.close()
 
-def open_trajectory(log: TrainingLog, replay: ReplayModel, start: int, mode: HessianMode) -> Trajectory:
+
+def open_trajectory(log: TrainingLog, replay: ReplayModel, start: int, end: int, mode: HessianMode) -> Trajectory:
     """The cheapest source of θ that a mode can work with.
 
     Args:
         log: the training log.
         replay: the run's model.
         start: checkpoint to begin at.
+        end: the last step that may be asked for.
         mode: SECANT needs θ at the ends only, the others at every step.
 
     Returns:
         A trajectory at θ[start].
     """
     is_needed_everywhere = mode is not HessianMode.SECANT
-    return (ReplayedTrajectory if is_needed_everywhere else ReadTrajectory)(log, replay, start)
+    return (ReplayedTrajectory if is_needed_everywhere else ReadTrajectory)(log, replay, start, end)

@@ -163,7 +163,7 @@ def test_θ_is_replayed_exactly_where_it_cannot_be_read(first: int, end: int, pr
     replay = CountingModel(load_base_model(log.manifest), log.manifest, replay_device(log.manifest))
     window = Window(start=log.nearest_checkpoint(first), first=first, last=first, end=end)
     with restored_numerics(log.manifest.numerics):
-        trajectory = open_trajectory(log, replay, window.start, HessianMode.GGN)
+        trajectory = open_trajectory(log, replay, window.start, end, HessianMode.GGN)
         for step in range(first, end + 1):
             found = trajectory.move_to(step)
             assert found is not None
@@ -178,7 +178,7 @@ def test_θ_is_replayed_exactly_where_it_cannot_be_read(first: int, end: int, pr
 def test_without_a_replay_θ_is_known_where_checkpoints_and_updates_lead(pruned: Path) -> None:
     log = TrainingLog(pruned)
     replay = ReplayModel(load_base_model(log.manifest), log.manifest, replay_device(log.manifest))
-    trajectory = open_trajectory(log, replay, 0, HessianMode.SECANT)
+    trajectory = open_trajectory(log, replay, 0, log.num_steps, HessianMode.SECANT)
     known = set()
     for step in range(log.num_steps + 1):
         found = trajectory.move_to(step)

@@ -19,7 +19,9 @@ from lmcleaner.formats.errors import DamagedError, InsufficientLogError, NotFoun
 from lmcleaner.formats.manifest import Manifest, ParameterEntry
 from lmcleaner.formats.prefetch import ahead
 from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.formats.reconstruction import Reconstruction
 from lmcleaner.formats.steps import Checkpoint, OptimizerVectors
+from lmcleaner.formats.verify import find_problems
 from lmcleaner.formats.window import float_values
 from lmcleaner.formats.writer import LogWriter
 
@@ -168,6 +170,58 @@ def test_a_reconstruction_is_the_same_wherever_it_begins(
     for step in range(start, NUM_STEPS + 1):
         through.advance_to(step)
         np.testing.assert_array_equal(through.bits, log.reconstruction(step))
+
+
+@pytest.mark.parametrize("horizon", [0, 2, 5, NUM_STEPS])
+@pytest.mark.parametrize("moves", [[1, 2, 3, 8], [4, 4, 7], [8]])
+def test_reading_ahead_up_to_a_horizon_changes_nothing(
+    log: TrainingLog, run: Run, horizon: int, moves: list[int]
+) -> None:
+    found = Reconstruction(log, 0, horizon=horizon)
+    for step in moves:
+        found.advance_to(step)
+        np.testing.assert_array_equal(found.bits, run.parameters[step])
+        assert prefetch_threads() <= (step < horizon)
+    found.close()
+    assert prefetch_threads() == 0
+
+
+def test_reading_ahead_ends_when_it_is_closed_and_begins_anew(log: TrainingLog, run: Run) -> None:
+    found = Reconstruction(log, 0, horizon=NUM_STEPS)
+    found.advance_to(1)
+    assert prefetch_threads() == 1  # at work on what nobody asked for yet
+    found.close()
+    assert prefetch_threads() == 0
+    found.advance_to(5)
+    np.testing.assert_array_equal(found.bits, run.parameters[5])
+    found.close()
+
+
+def test_reading_ahead_names_what_is_damaged_when_it_is_needed(path: Path, run: Run, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(path, tmp_path / "log"))
+    shard = next(file for file in (copy / "generation-0" / "updates" / "c").rglob("*") if file.is_file())
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    log = TrainingLog(copy)
+    damaged = next(problem.step for problem in find_problems(log) if problem is not None and problem.step is not None)
+    found = Reconstruction(log, 0, horizon=NUM_STEPS)
+    for step in range(damaged + 1):
+        found.advance_to(step)
+        np.testing.assert_array_equal(found.bits, run.parameters[step])
+    with pytest.raises(DamagedError, match=f"updates, step {damaged}"):
+        found.advance_to(damaged + 1)
+    assert prefetch_threads() == 0
+
+
+def test_reading_ahead_stops_where_the_log_holds_no_more(
+    make_run: MakeRun, write_run: WriteRun, tmp_path: Path
+) -> None:
+    log = TrainingLog(write_run(tmp_path / "log", make_run(4, updates="none")))
+    found = Reconstruction(log, 0, horizon=4)
+    with pytest.raises(InsufficientLogError, match="step 0"):
+        found.advance_to(1)
+    assert prefetch_threads() == 0
 
 
 def write_two_spans(run: Run, path: Path) -> tuple[Path, list[Bits]]:
