@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from lmcleaner.curvature.kernels import twice_differentiable
@@ -59,11 +60,11 @@ def _loss_and_slope(
 ) -> tuple[Tensor, Tensor]:
     """ℓ and ⟨g, v⟩, both with their graph."""
     names = [entry.name for entry in replay.manifest.parameters]
-
-    def forward(*parameters: Tensor) -> Tensor:
-        named = dict(zip(names, parameters, strict=True))
-        loss: Tensor = functional_call(replay.module, named, (), {**inputs, **extra, "use_cache": False}).loss
-        return replay.scaled(loss)
-
-    result: tuple[Tensor, Tensor] = torch.func.jvp(forward, tuple(replay.parameters), tuple(vector))  # type: ignore[assignment]
-    return result
+    with forward_ad.dual_level():
+        duals = {
+            name: forward_ad.make_dual(parameter, direction)
+            for name, parameter, direction in zip(names, replay.parameters, vector, strict=True)
+        }
+        output = functional_call(replay.module, duals, (), {**inputs, **extra, "use_cache": False})
+        loss, slope = forward_ad.unpack_dual(replay.scaled(output.loss))
+    return loss, slope

@@ -1,4 +1,4 @@
-"""Kernels that curvature can differentiate through, instead of those that it can't."""
+"""Kernels that curvature can differentiate through, instead of those that it can't, or only slowly."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+
+from lmcleaner.curvature.constants import add, multiply
 
 
 @contextmanager
@@ -38,7 +40,7 @@ def twice_differentiable(module: nn.Module) -> Iterator[None]:
 
 
 class _Kernels(TorchFunctionMode):
-    """Takes softmax, cross-entropy and layer norms by our own functions."""
+    """Takes softmax and its kin, layer norms, products and sums by our own functions."""
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -47,11 +49,23 @@ class _Kernels(TorchFunctionMode):
         return _OWN.get(func, func)(*args, **(kwargs or {}))
 
 
-def _softmax(logits: Tensor, dim: int | None = None, dtype: torch.dtype | None = None, **other: Any) -> Tensor:
-    if dim not in {-1, logits.dim() - 1}:
-        return nn.functional.softmax(logits, dim, dtype=dtype, **other)
-    weights: Tensor = _Softmax.apply(logits if dtype is None else logits.to(dtype))  # type: ignore[no-untyped-call]
-    return weights
+def _softmax(logits: Tensor, dim: int, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+    wide = (logits if dtype is None else logits.to(dtype)).movedim(dim, -1)
+    weights: Tensor = _Softmax.apply(wide)  # type: ignore[no-untyped-call]
+    return weights.movedim(-1, dim)
+
+
+def _log_softmax(logits: Tensor, dim: int, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+    wide = logits if dtype is None else logits.to(dtype)
+    return wide - _logsumexp(wide, dim, keepdim=True)
+
+
+def _logsumexp(values: Tensor, dim: int | Sequence[int], keepdim: bool = False) -> Tensor:
+    """Of plain operations: torch's forward derivative overwrites what the derivative after it needs."""
+    largest = values.detach().amax(dim, keepdim=True)
+    largest = torch.where(largest.isfinite(), largest, torch.zeros_like(largest))
+    sums = (values - largest).exp().sum(dim, keepdim=True).log() + largest
+    return sums if keepdim else sums.squeeze(dim)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, **options: Any) -> Tensor:
@@ -159,7 +173,11 @@ def _layer_norm(
 
 
 _OWN: Mapping[Any, Callable[..., Tensor]] = {
-    nn.functional.softmax: _softmax,
+    **dict.fromkeys((nn.functional.softmax, torch.softmax, Tensor.softmax), _softmax),
+    **dict.fromkeys((nn.functional.log_softmax, torch.log_softmax, Tensor.log_softmax), _log_softmax),
+    **dict.fromkeys((torch.logsumexp, Tensor.logsumexp), _logsumexp),
     nn.functional.cross_entropy: _cross_entropy,
     nn.functional.layer_norm: _layer_norm,
+    **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), multiply),
+    **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), add),
 }

@@ -5,11 +5,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from lmcleaner.curvature.kernels import twice_differentiable
 
 LABELS = torch.tensor([2, -100, 0, 4, -100])
+FACTORS = torch.linspace(-1, 2, 30, dtype=torch.float64).view(5, 6)
 
 
 def logits() -> Tensor:
@@ -37,30 +39,68 @@ def smoothed(x: Tensor) -> Tensor:
 
 
 def downwards(x: Tensor) -> Tensor:
-    return functional.softmax(x, dim=0).square().sum()
+    return functional.softmax(x, dim=0).square().sum() + torch.softmax(x, 0).pow(3).sum() + x.softmax(0).sin().sum()
 
 
-@pytest.mark.parametrize("function", [soft, summed, averaged, weighted, smoothed, downwards])
+def log_soft(x: Tensor) -> Tensor:
+    logs = functional.log_softmax(x, 1), torch.log_softmax(x, dim=0), x.log_softmax(-1)
+    return sum((log.square().sum() for log in logs), torch.zeros(()))
+
+
+def log_sums(x: Tensor) -> Tensor:
+    masked = x.masked_fill(FACTORS < 0.5, -torch.inf)[2:]
+    return x.logsumexp(0).square().sum() + torch.logsumexp(masked, (0, 1), keepdim=True).square().sum()
+
+
+def scaled(x: Tensor) -> Tensor:
+    return (FACTORS * x).pow(3).sum() + (x * FACTORS[:1]).pow(3).sum()
+
+
+def scaled_when_broadcast(x: Tensor) -> Tensor:
+    return (x[:, :1] * FACTORS).pow(3).sum() + torch.mul(x[0], FACTORS.float()).pow(3).sum()
+
+
+def shifted(x: Tensor) -> Tensor:
+    return (FACTORS + x).pow(3).sum() + (x + FACTORS[:, :1]).pow(3).sum()
+
+
+def shifted_when_broadcast(x: Tensor) -> Tensor:
+    return x[:1].add(FACTORS).pow(3).sum() + torch.add(x, FACTORS, alpha=2).pow(3).sum()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        soft, summed, averaged, weighted, smoothed, downwards, log_soft, log_sums, scaled, scaled_when_broadcast,
+        shifted, shifted_when_broadcast,
+    ],
+)  # fmt: skip
 def test_values_gradients_and_slopes_are_torchs(function: Callable[[Tensor], Tensor]) -> None:
     direction = torch.randn(5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     x = logits()
     expected = function(x)
     (gradient,) = torch.autograd.grad(expected, x)
-    with twice_differentiable(nn.Linear(1, 1)):
-        value, slope = torch.func.jvp(function, (x,), (direction,))  # type: ignore[misc]
+    with forward_ad.dual_level(), twice_differentiable(nn.Linear(1, 1)):
+        value, slope = forward_ad.unpack_dual(function(forward_ad.make_dual(x, direction)))
         (found,) = torch.autograd.grad(value, x, retain_graph=True)
     assert torch.allclose(value, expected, rtol=1e-12)
     assert torch.allclose(found, gradient, rtol=1e-10, atol=1e-12)
     assert torch.allclose(slope, (gradient * direction).sum(), rtol=1e-10)
 
 
-@pytest.mark.parametrize("function", [soft, summed, averaged])
+@pytest.mark.parametrize(
+    "function",
+    [
+        soft, summed, averaged, downwards, log_soft, log_sums, scaled, scaled_when_broadcast, shifted,
+        shifted_when_broadcast,
+    ],
+)  # fmt: skip
 def test_the_gradient_of_the_slope_is_the_hessian_times_the_direction(function: Callable[[Tensor], Tensor]) -> None:
     direction = torch.randn(5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     x = logits()
     expected = (torch.autograd.functional.hessian(function, x).view(30, 30) @ direction.view(30)).view(5, 6)
-    with twice_differentiable(nn.Linear(1, 1)):
-        _, slope = torch.func.jvp(function, (x,), (direction,))  # type: ignore[misc]
+    with forward_ad.dual_level(), twice_differentiable(nn.Linear(1, 1)):
+        _, slope = forward_ad.unpack_dual(function(forward_ad.make_dual(x, direction)))
         (found,) = torch.autograd.grad(slope, x)
     assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
 
@@ -108,7 +148,32 @@ def test_the_derivative_of_its_forward_derivative_is_right(affine: bool) -> None
 
     (gradient,) = torch.autograd.grad(loss(values), values, create_graph=True)
     (expected,) = torch.autograd.grad((gradient * direction).sum(), values)
-    with twice_differentiable(nn.Linear(1, 1)):
-        _, slope = torch.func.jvp(loss, (values,), (direction,))  # type: ignore[misc]
+    with forward_ad.dual_level(), twice_differentiable(nn.Linear(1, 1)):
+        _, slope = forward_ad.unpack_dual(loss(forward_ad.make_dual(values, direction)))
         (found,) = torch.autograd.grad(slope, values)
     assert torch.allclose(found, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("function", [torch.mul, torch.add])
+def test_a_constant_of_a_wider_dtype_widens(function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    x = logits().detach().float().requires_grad_()
+    with forward_ad.dual_level(), twice_differentiable(nn.Linear(1, 1)):
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        value, slope = forward_ad.unpack_dual(function(dual, FACTORS))
+    assert value.dtype == slope.dtype == torch.float64
+    (gradient,) = torch.autograd.grad(slope.sum() + value.sum(), x)
+    assert gradient.dtype == torch.float32
+    assert torch.allclose(gradient, FACTORS.float() if function is torch.mul else torch.ones_like(x))
+
+
+def test_operands_that_both_change_are_torchs_own() -> None:
+    x = logits()
+    with forward_ad.dual_level(), twice_differentiable(nn.Linear(1, 1)):
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        _, slope = forward_ad.unpack_dual(dual * dual + dual * 2)
+        constant = forward_ad.unpack_dual(x.detach() * FACTORS).tangent
+        _, of_both = forward_ad.unpack_dual(dual * x)  # x has a gradient, though no derivative in this direction
+        (gradient,) = torch.autograd.grad(of_both.sum(), x)
+    assert torch.allclose(slope, 2 * x + 2)
+    assert constant is None
+    assert torch.equal(gradient, torch.ones_like(x))
