@@ -16,6 +16,7 @@ Row = dict[str, Any]
 
 # Colours that stay apart for colour-blind readers (Okabe & Ito, 2008), and a marker for each mode besides.
 _LOOKS = {
+    "retrain": ("#666666", "*"),
     "secant": ("#000000", "o"),
     "exact": ("#0072B2", "s"),
     "GGN": ("#009E73", "^"),
@@ -110,11 +111,11 @@ def _against_cost(rows: Sequence[Row]) -> Figure:
     def paint(panel: Axes, group: list[Row]) -> None:
         _nothing_done(panel)
         for row in group:
-            cell, seconds = row["cell"], row["timing"]["sweep_seconds"]
+            cell = row["cell"]
             colour, marker = _LOOKS[cell["mode"]]
             is_paper = cell["propagation"] == "paper"
             panel.plot(
-                seconds / row["steps"] / row["step_seconds"], _error(row), marker=marker, linestyle="none",
+                row["seconds"] / row["steps"] / row["step_seconds"], _error(row), marker=marker, linestyle="none",
                 color=colour, markerfacecolor="none" if is_paper else colour,
                 label="" if is_paper else cell["mode"],
             )  # fmt: skip
@@ -155,7 +156,7 @@ def _against_share(rows: Sequence[Row]) -> Figure:
 
 def _estimates(rows: Sequence[Row]) -> Figure:
     """All cells whose windows reach the end, where no error is left out of what is estimated."""
-    chosen = [r for r in rows if r["estimated_error"] and r["cell"]["K"] == "all" and r["relative_error"]]
+    chosen = [r for r in rows if r.get("estimated_error") and r["cell"]["K"] == "all" and r["relative_error"]]
     correlation = rank_correlation(
         [row["estimated_error"] for row in chosen], [row["relative_error"] for row in chosen]
     )

@@ -10,9 +10,10 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,14 @@ from lmcleaner.choices import Steps
 from lmcleaner.evaluation.answers import answer_probabilities, mean_divergence
 from lmcleaner.formats.samples import Sample
 from lmcleaner.progress import Silent
-from lmcleaner.training.models import load_base_model, load_model
+from lmcleaner.recording.training import make_trainer
+from lmcleaner.training.models import load_base_model, load_model, load_tokenizer
 from lmcleaner.training.numerics import device_name, replay_device, restored_numerics
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.unlearning.combine import distance
+from lmcleaner.unlearning.request import ForgetSet
 from lmcleaner.unlearning.run import resolve_request
-from processes import PRECISE_MEMORY, in_own_process, run_part
+from processes import in_own_process, run_part
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -56,6 +59,10 @@ SHARES = (0.01, 0.08, 0.10)
 PAPER_MODES = [mode for mode in HessianMode if mode is not HessianMode.SECANT]
 RATES = {"adamw": 1e-3, "sgd": 0.1}
 MOST_ROWS = 64  # that answers are compared on
+RETRAIN = "retrain"
+SCATTERED = 100
+UNIT_STEPS = 25  # plain training steps before each cell, of which all but the first few are timed
+WARM_STEPS = 5
 EARLY_STEP = 20  # whose first row, or which as a whole, the cells over K forget
 
 
@@ -66,10 +73,11 @@ class Cell:
     Attributes:
         run: "epochs" uses its rows many times, "once" each once, "tofu" is a real model on real data.
         optimizer: that trained it.
-        forget: a share of the rows, or "early" for the first row, or all, of one early step.
+        forget: a share of the rows, "early" for the first row, or all, of one early step, or "scattered" for that row
+            and 99 of later steps.
         level: rows or whole steps.
         K: as on the command line.
-        mode: how gradients are found.
+        mode: how gradients are found; "retrain" trains anew without the forgotten rows.
         propagation: through the optimizer or the paper's form.
     """
 
@@ -90,6 +98,7 @@ def cells(run: str, optimizer: str) -> Iterator[Cell]:
     """
     level = "batch" if run == "once" else "sample"
     for share in SHARES if run != "tofu" else SHARES[1:2]:
+        yield Cell(run, optimizer, f"{share:g}", level, "all", RETRAIN)
         for mode in HessianMode:
             yield Cell(run, optimizer, f"{share:g}", level, "all", mode.value)
         for mode in PAPER_MODES if share == SHARES[1] else ():
@@ -98,6 +107,8 @@ def cells(run: str, optimizer: str) -> Iterator[Cell]:
         for steps in STEPS_KEPT:
             for mode in HessianMode:
                 yield Cell(run, optimizer, "early", level, steps, mode.value)
+    if run == "once":
+        yield Cell(run, optimizer, "scattered", "sample", "all", HessianMode.SECANT.value)
 
 
 def make_inputs(folder: Path) -> dict[str, Any]:
@@ -125,16 +136,20 @@ def make_inputs(folder: Path) -> dict[str, Any]:
 
 def make_log(folder: Path, run: str, optimizer: str) -> dict[str, Any]:
     """Records 240 steps of batch 8, or the 96 of the real model, with gradients and a checkpoint every 40."""
+    options = _record_options(folder, run, optimizer)
+    started = time.perf_counter()
+    record(folder / run / f"log-{optimizer}", options)
+    return {"seconds": time.perf_counter() - started}
+
+
+def _record_options(folder: Path, run: str, optimizer: str) -> RecordOptions:
     model = SHARED / "models" / "stories260K_hf" if run == "tofu" else folder / "model"
-    options = RecordOptions(
+    return RecordOptions(
         model=str(model), data=str(folder / run / "train.jsonl"), output=folder / run / f"trained-{optimizer}",
         epochs={"epochs": 20, "once": 1, "tofu": 8}[run], batch_size=8, lr=RATES[optimizer], warmup_ratio=0.1,
         optimizer=OptimizerName(optimizer), checkpoint_every=40, gradients=Codec.LOSSLESS,
         curvature=CurvatureKind.LOW_RANK, threads=1,
     )  # fmt: skip
-    started = time.perf_counter()
-    record(folder / run / f"log-{optimizer}", options)
-    return {"seconds": time.perf_counter() - started}
 
 
 def measure_run(folder: Path, run: str, optimizer: str) -> dict[str, Any]:
@@ -143,32 +158,71 @@ def measure_run(folder: Path, run: str, optimizer: str) -> dict[str, Any]:
     known = {json.dumps(json.loads(line)["cell"]) for line in _lines(results)}
     log = TrainingLog(folder / run / f"log-{optimizer}")
     replay = ReplayModel(load_base_model(log.manifest), log.manifest, replay_device(log.manifest))
-    oracles: dict[tuple[str, str], tuple[list[torch.Tensor], float]] = {}
-    for number, cell in enumerate(cells(run, optimizer)):
+    oracles: dict[tuple[str, str], list[torch.Tensor]] = {}
+    for cell in cells(run, optimizer):
         if json.dumps(asdict(cell)) in known:
             continue
-        options = _options(folder, log, cell, folder / run / f"out-{optimizer}-{number}")
-        with restored_numerics(log.manifest.numerics):
+        training = _record_options(folder, run, optimizer)
+        with restored_numerics(log.manifest.numerics), tempfile.TemporaryDirectory() as scratch:
+            options = _options(log, cell, Path(scratch) / "out")
             forget_set, _ = resolve_request(log, options)
             request = cell.forget, cell.level
             if request not in oracles:
-                started = time.perf_counter()
-                found = replay_counterfactual(log, replay, forget_set, Denominator.LOGGED, Silent())
-                steps = log.num_steps - log.nearest_checkpoint(forget_set.steps[0])
-                oracles[request] = found, (time.perf_counter() - started) / steps
-            measured = _measure(log, replay, options, forget_set, oracles[request][0])
-        line = {"cell": asdict(cell), "step_seconds": oracles[request][1], **measured}
+                oracles[request] = replay_counterfactual(log, replay, forget_set, Denominator.LOGGED, Silent())
+            _, plain = _trained(log, replace(training, max_steps=UNIT_STEPS), frozenset())
+            measured: dict[str, Any]
+            try:
+                if cell.mode == RETRAIN:
+                    made, measured = _trained(log, training, forget_set.digests)
+                else:
+                    made, measured = _unlearned(log, options)
+                measured |= _compared(log, replay, made, forget_set, oracles[request])
+            except DivergedError as error:
+                measured = {"diverged": error.message}
         with results.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps({"cell": asdict(cell), "step_seconds": plain["step_seconds"], **measured}) + "\n")
     return {}
+
+
+def _trained(log: TrainingLog, options: RecordOptions, forgotten: Set[bytes]) -> tuple[Any, dict[str, Any]]:
+    """The model of the run once more, without some rows and without recording, and what it took.
+
+    It draws its own order of what is left and divides by what is there: the model that one would have had, but another
+    one than the counterfactual.
+    """
+    model, tokenizer = load_base_model(log.manifest), load_tokenizer(options.model)
+    rows = [log.sample(row) for digest, row in log.sample_rows.items() if digest not in forgotten]
+    clock = _Clock()
+    with tempfile.TemporaryDirectory() as scratch:
+        make_trainer(model, tokenizer, rows, options, Path(scratch), clock).train()
+    taken = clock.times[-1] - clock.times[WARM_STEPS]
+    return model, {
+        "seconds": clock.times[-1] - clock.times[0],
+        "steps": len(clock.times) - 1,
+        "step_seconds": taken / (len(clock.times) - 1 - WARM_STEPS),
+    }
+
+
+class _Clock(Silent):
+    """Notes when each step ended, and when the first began."""
+
+    def __init__(self) -> None:
+        self.times = [time.perf_counter()]
+
+    def advance(self) -> None:
+        """A step ended."""
+        self.times.append(time.perf_counter())
 
 
 def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
-def _options(folder: Path, log: TrainingLog, cell: Cell, output: Path) -> UnlearnOptions:
-    if cell.forget != "early":
+def _options(log: TrainingLog, cell: Cell, output: Path) -> UnlearnOptions:
+    if cell.forget == "scattered":
+        steps = range(EARLY_STEP, log.num_steps, 2)
+        forget = ",".join(log.step(step).samples[0].digest.hex() for step in steps[:SCATTERED])
+    elif cell.forget != "early":
         count = max(1, round(float(cell.forget) * len(log.sample_rows)))
         digests = sorted(log.sample_rows)[:count]
         forget = ",".join(digest.hex() for digest in digests)
@@ -178,24 +232,35 @@ def _options(folder: Path, log: TrainingLog, cell: Cell, output: Path) -> Unlear
         forget = f"steps:{EARLY_STEP}"
     K: Steps = None if cell.K == "all" else "auto" if cell.K == "auto" else int(cell.K)  # noqa: N806
     return UnlearnOptions(
-        forget=forget, output=output, level=Level(cell.level), K=K, hessian_mode=HessianMode(cell.mode),
+        forget=forget, output=output, level=Level(cell.level), K=K,
+        hessian_mode=HessianMode.SECANT if cell.mode == RETRAIN else HessianMode(cell.mode),
         propagation=Propagation(cell.propagation), ledger=False,
         oracle_sample=SAMPLE_PERCENT if cell.propagation == "optimizer" else 0.0,
     )  # fmt: skip
 
 
-def _measure(
-    log: TrainingLog, replay: ReplayModel, options: UnlearnOptions, forget_set: Any, oracle: list[torch.Tensor]
-) -> dict[str, Any]:
-    """Unlearns, and compares with the reference."""
-    try:
-        document = unlearn(log.location, options).document
-    except DivergedError as error:
-        return {"diverged": error.message}
+def _unlearned(log: TrainingLog, options: UnlearnOptions) -> tuple[Any, dict[str, Any]]:
+    """The unlearned model, and what its audit says."""
+    document = unlearn(log.location, options).document
     assert document is not None
     assert options.output is not None
-    made = load_model(str(options.output), torch.float32, log.manifest.numerics.attention)
-    unlearned = [parameter.detach() for parameter in ReplayModel(made, log.manifest, replay.device).parameters]
+    keys = ("gradients", "hvp_calls", "K_used", "settled", "linearization_error")
+    return load_model(str(options.output), torch.float32, log.manifest.numerics.attention), {
+        "seconds": document["timing"]["sweep_seconds"],
+        "peak_memory_bytes": document["timing"]["peak_memory_bytes"],
+        "steps": sum(window["tau"] - window["start"] for window in document["windows"]),
+        "verdict": document["result"]["verdict"],
+        "estimated_error": document["result"]["estimated_error"],
+        "plan": document["plan"],
+        "windows": [{key: window[key] for key in keys} for window in document["windows"]],
+    }
+
+
+def _compared(
+    log: TrainingLog, replay: ReplayModel, made: Any, forget_set: ForgetSet, oracle: list[torch.Tensor]
+) -> dict[str, Any]:
+    """How far a model is from the replayed counterfactual, in parameters and in answers."""
+    own = [parameter.detach() for parameter in ReplayModel(made, log.manifest, replay.device).parameters]
     trained = replay.load(log.parameters(log.num_steps))
     reference = copy.deepcopy(made)
     ReplayModel(reference, log.manifest, replay.device).point_to(oracle)
@@ -206,18 +271,7 @@ def _measure(
             "answer_probability": sum(probabilities) / len(probabilities),
             "kl_from_oracle": mean_divergence(reference, made, samples),
         }
-    keys = ("gradients", "hvp_calls", "K_used", "settled", "linearization_error")
-    windows = [{key: window[key] for key in keys} for window in document["windows"]]
-    return {
-        "relative_error": distance(unlearned, oracle) / distance(trained, oracle),
-        "answers": answers,
-        "verdict": document["result"]["verdict"],
-        "estimated_error": document["result"]["estimated_error"],
-        "plan": document["plan"],
-        "timing": document["timing"],
-        "windows": windows,
-        "steps": sum(window["tau"] - window["start"] for window in document["windows"]),
-    }
+    return {"relative_error": distance(own, oracle) / distance(trained, oracle), "answers": answers}
 
 
 def _rows(log: TrainingLog, forgotten: Set[bytes]) -> dict[str, list[Sample]]:
@@ -248,15 +302,20 @@ def _cells_of(row: dict[str, Any]) -> list[str]:
     head = [f"{cell['forget']} {cell['level']}", cell["K"], mode]
     if "diverged" in row:
         return [*head, "diverged"]
-    answers, timing, plan = row["answers"], row["timing"], row["plan"]
-    estimated, memory = row["estimated_error"], plan["parameter_memory_bytes"] + plan["activation_bytes"]
-    return [
-        *head, f"{row['relative_error']:.3f}", "" if estimated is None else f"{estimated:.3f}",
+    answers = row["answers"]
+    found = [
+        f"{row['relative_error']:.3f}", f"{row['estimated_error']:.3f}" if row.get("estimated_error") else "",
         *(f"{answers[rows]['answer_probability']:.3f}" for rows in ("forgotten", "retained")),
         *(f"{answers[rows]['kl_from_oracle']:.3f}" for rows in ("forgotten", "retained")),
-        *(str(sum(window[key] for window in row["windows"])) for key in ("gradients", "hvp_calls")),
-        f"{timing['sweep_seconds']:.1f}", f"{timing['sweep_seconds'] / row['steps'] / row['step_seconds']:.2f}",
-        f"{plan['seconds']:.1f}", f"{timing['peak_memory_bytes'] / 1e6:.0f}", f"{memory / 1e6:.0f}",
+    ]  # fmt: skip
+    if "plan" not in row:
+        return [*head, *found, "", "", f"{row['seconds']:.1f}"]
+    plan = row["plan"]
+    return [
+        *head, *found, *(str(sum(window[key] for window in row["windows"])) for key in ("gradients", "hvp_calls")),
+        f"{row['seconds']:.1f}", f"{row['seconds'] / row['steps'] / row['step_seconds']:.2f}", f"{plan['seconds']:.1f}",
+        f"{row['peak_memory_bytes'] / 1e6:.0f}",
+        f"{(plan['parameter_memory_bytes'] + plan['activation_bytes']) / 1e6:.0f}",
     ]  # fmt: skip
 
 
@@ -269,7 +328,8 @@ def main() -> None:
     console = Console(width=190)
     console.print(
         f"{device_name('cpu')}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, one thread; batch 8; {SAMPLE_PERCENT:g} % of the steps taken twice"
+        f"torch {torch.__version__}, one thread; batch 8; {SAMPLE_PERCENT:g} % of the steps taken twice; "
+        f"x step: in steps of the plain Trainer, {UNIT_STEPS - WARM_STEPS} of which are timed before each cell"
     )
     if not (folder / "model").is_dir():
         in_own_process(make_inputs, folder)
@@ -277,7 +337,7 @@ def main() -> None:
         for optimizer in RATES:
             if not (folder / run / f"log-{optimizer}").is_dir():
                 in_own_process(make_log, folder, run, optimizer)
-            in_own_process(measure_run, folder, run, optimizer, environment=PRECISE_MEMORY)
+            in_own_process(measure_run, folder, run, optimizer)
     show(folder, console)
     for picture in draw(folder / "results.jsonl", folder):
         console.print(f"drawn: {picture}")
