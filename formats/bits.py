@@ -20,6 +20,7 @@ BIT_DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.uint32),
     "bfloat16": np.dtype(np.uint16),
     "float64": np.dtype(np.uint64),
+    "uint8": np.dtype(np.uint8),  # codes of an 8-bit optimizer; parameters are floats
 }
 
 

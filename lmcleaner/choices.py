@@ -32,10 +32,13 @@ def choose(kind: type[Choice], value: str, option: str) -> Choice:
 
 
 class OptimizerName(StrEnum):
-    """Optimizers of torch that a command can record with; the recorder takes those that need arguments besides."""
+    """Optimizers that a command can record with; the recorder takes those that need arguments besides."""
 
     ADAMW = "adamw"
     ADAM = "adam"
+    ADAMW8BIT = "adamw8bit"
+    ADAM8BIT = "adam8bit"
+    LION8BIT = "lion8bit"
     SGD = "sgd"
     ADADELTA = "adadelta"
     ADAFACTOR = "adafactor"

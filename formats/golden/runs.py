@@ -41,6 +41,7 @@ class Golden:
         is_redacted: whether the log was written anew without one sample.
         curvature: kind of the curvature that was estimated at each checkpoint but the last, if any; then the log also
             tells the norms before clipping.
+        has_codes: whether the optimizer keeps a part of its state as codes of 8 bits.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Golden:
     stride: int = 1
     is_redacted: bool = False
     curvature: EstimateKind | None = None
+    has_codes: bool = False
 
 
 GOLDEN = (
@@ -72,6 +74,7 @@ GOLDEN = (
         num_steps=4,
         curvature="diag_hessian",
     ),
+    Golden(name="v1-codes", shapes=SMALL, num_steps=4, has_codes=True),
 )
 
 
@@ -220,7 +223,7 @@ def make_manifest(golden: Golden) -> Manifest:
             ParameterEntry(name=name, shape=shape, offset=offset, group=group, index=index)
             for (name, shape), offset, (group, index) in entries
         ),
-        optimizer=OptimizerEntry(name="AdamW", groups=groups),
+        optimizer=OptimizerEntry(name="AdamW8bit" if golden.has_codes else "AdamW", groups=groups),
         max_grad_norm=1.0,
         loss_divisor=2.0,
         padding_token=PADDING,
@@ -298,8 +301,10 @@ def _vector(numbers: Numbers, golden: Golden, count: int, dtype: str | None = No
 
 
 def _bits(values: NDArray[np.float32], dtype: str) -> Bits:
-    """Bit patterns in the dtype; bfloat16 cuts the lower half off."""
+    """Bit patterns in the dtype; bfloat16 cuts the lower half off, uint8 takes a byte from the middle."""
     bits = values.view(np.uint32)
+    if dtype == "uint8":
+        return (bits >> 12).astype(np.uint8)
     if dtype == "bfloat16":
         return (bits >> 16).astype(np.uint16)
     if dtype == "float64":
@@ -310,6 +315,7 @@ def _bits(values: NDArray[np.float32], dtype: str) -> Bits:
 def _checkpoint(numbers: Numbers, golden: Golden, step: int, parameters: Bits) -> Checkpoint:
     """As AdamW leaves it: no state before the first step, and none ever for the last parameter."""
     dtypes = {"exp_avg": golden.dtype, "exp_avg_sq": "float32"} if step else {}
+    dtypes |= {"exp_avg_uint8": "uint8"} if step and golden.has_codes else {}
     present = np.full(len(golden.shapes), step > 0)
     present[-1] = False
     return Checkpoint(

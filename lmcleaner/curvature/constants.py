@@ -59,7 +59,8 @@ class _Scale(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *vectors: Tensor) -> Tensor:
         """The vector times c."""
-        return vectors[0] * ctx.saved_tensors[0]
+        (constant,) = ctx.saved_tensors
+        return vectors[0].mul(constant)
 
 
 class _Shift(torch.autograd.Function):

@@ -62,10 +62,11 @@ def _log_softmax(logits: Tensor, dim: int, dtype: torch.dtype | None = None, **_
 
 def _logsumexp(values: Tensor, dim: int | Sequence[int], keepdim: bool = False) -> Tensor:
     """Of plain operations: torch's forward derivative overwrites what the derivative after it needs."""
-    largest = values.detach().amax(dim, keepdim=True)
+    axes = (dim,) if isinstance(dim, int) else tuple(dim)
+    largest = values.detach().amax(axes, keepdim=True)
     largest = torch.where(largest.isfinite(), largest, torch.zeros_like(largest))
-    sums = (values - largest).exp().sum(dim, keepdim=True).log() + largest
-    return sums if keepdim else sums.squeeze(dim)
+    sums = (values - largest).exp().sum(axes, keepdim=True).log() + largest
+    return sums if keepdim else sums.squeeze(axes)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, **options: Any) -> Tensor:

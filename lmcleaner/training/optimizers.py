@@ -1,4 +1,4 @@
-"""The torch optimizers that a log can describe, store and rebuild."""
+"""The optimizers that a log can describe, store and rebuild: those of torch, and some of bitsandbytes."""
 
 from collections.abc import Mapping, Sequence
 from inspect import signature
@@ -11,6 +11,7 @@ from torch import Tensor
 from lmcleaner.formats.errors import DamagedError, MismatchError, UsageError
 from lmcleaner.formats.manifest import OptimizerEntry, ParameterEntry
 from lmcleaner.formats.steps import OptimizerVectors
+from lmcleaner.training.eight_bit import NAMES, eight_bit_class, hidden_settings, is_eight_bit
 from lmcleaner.training.vectors import bits_of, dtype_name, tensors_of, torch_dtype
 
 # LBFGS evaluates the loss itself, and SparseAdam wants sparse gradients: neither takes a step from a logged one.
@@ -29,19 +30,24 @@ def describe_optimizer(optimizer: torch.optim.Optimizer) -> OptimizerEntry:
     """Class and hyperparameters of an optimizer.
 
     Args:
-        optimizer: any of `torch.optim` but LBFGS and SparseAdam.
+        optimizer: any of `torch.optim` but LBFGS and SparseAdam, or one of bitsandbytes in `eight_bit.NAMES`.
 
     Returns:
         The entry of a manifest.
 
     Raises:
-        UsageError: another class of optimizer, or one of somebody else's that is only called like one of torch's.
+        UsageError: another class of optimizer, or one of somebody else's that is only called like one of torch's, or
+            settings that can't be described.
     """
     kind = type(optimizer)
+    if is_eight_bit(kind):
+        hidden = hidden_settings(optimizer)
+        groups = tuple(hyperparameters(group) | hidden for group in optimizer.param_groups)
+        return OptimizerEntry(name=kind.__name__, groups=groups)
     if SUPPORTED.get(kind.__name__) is not kind:
         raise UsageError(
-            f"unsupported optimizer: expected one of torch.optim's {', '.join(sorted(SUPPORTED))}, "
-            f"found {kind.__module__}.{kind.__qualname__}",
+            f"unsupported optimizer: expected one of torch.optim's {', '.join(sorted(SUPPORTED))}, or of "
+            f"bitsandbytes' {', '.join(NAMES)}, found {kind.__module__}.{kind.__qualname__}",
             hint="a log can only be replayed through an optimizer whose state it knows",
         )
     return OptimizerEntry(name=kind.__name__, groups=tuple(hyperparameters(group) for group in optimizer.param_groups))
@@ -82,7 +88,7 @@ def build_optimizer(
             key=lambda member: member[0],
         )
         groups.append({"params": [parameter for _, parameter in members], **_settings(values)})
-    return _make(_class_of(entry), groups)
+    return _make(optimizer_kind(entry.name), groups)
 
 
 def _make(kind: type[torch.optim.Optimizer], groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -91,7 +97,7 @@ def _make(kind: type[torch.optim.Optimizer], groups: list[dict[str, Any]]) -> to
     try:
         return kind(groups, **{name: value for name, value in groups[0].items() if name in names})
     except (TypeError, ValueError) as error:
-        raise DamagedError(f"not the hyperparameters of a torch.optim.{kind.__name__}: {error}") from error
+        raise DamagedError(f"not the hyperparameters of {kind.__name__}: {error}") from error
 
 
 def optimizer_vectors(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> OptimizerVectors:
@@ -103,12 +109,15 @@ def optimizer_vectors(optimizer: torch.optim.Optimizer, parameters: Sequence[Ten
 
     Returns:
         Copies of all parts of the state; zeros where a parameter has none yet, and behind a part that is smaller than
-        its parameter, such as a row's or a column's mean in Adafactor.
+        its parameter, such as a row's or a column's mean in Adafactor. A part has the optimizer's own name for it, with
+        `_uint8` behind where it is codes, as in the larger parameters' state of an 8-bit optimizer.
 
     Raises:
         UsageError: a part is larger than its parameter, or of a dtype that a log can't hold.
     """
-    states = [_state(optimizer, parameter) for parameter in parameters]
+    states = [
+        {_part(name, value): value for name, value in _state(optimizer, parameter).items()} for parameter in parameters
+    ]
     values = {name: value for state in states for name, value in state.items()}
     templates = {name: v for state in states for name, v in state.items() if isinstance(v, Tensor) and v.dim()}
     return OptimizerVectors(
@@ -128,7 +137,7 @@ def optimizer_vectors(optimizer: torch.optim.Optimizer, parameters: Sequence[Ten
 
 
 def state_vectors(entry: OptimizerEntry) -> float:
-    """Elements of the state that an optimizer keeps for each element of a large parameter.
+    """The state that an optimizer keeps, in multiples of a large float32 parameter's own bytes.
 
     Args:
         entry: class and hyperparameters.
@@ -141,14 +150,21 @@ def state_vectors(entry: OptimizerEntry) -> float:
         DamagedError: not its hyperparameters.
     """
     large = torch.zeros(256, 256)
-    state = _example_state(_class_of(entry), large, _settings(entry.groups[0]))
-    return sum(value.numel() for value in state.values() if isinstance(value, Tensor) and value.dim()) / large.numel()
+    state = _example_state(optimizer_kind(entry.name), large, _settings(entry.groups[0]))
+    return sum(value.nbytes for value in state.values() if isinstance(value, Tensor) and value.dim()) / large.nbytes
 
 
-def _class_of(entry: OptimizerEntry) -> type[torch.optim.Optimizer]:
-    if entry.name not in SUPPORTED:
-        raise UsageError(f"unsupported optimizer: expected one of {sorted(SUPPORTED)}, found {entry.name!r}")
-    return SUPPORTED[entry.name]
+def optimizer_kind(name: str) -> type[torch.optim.Optimizer]:
+    """The class that a log calls so.
+
+    Raises:
+        UsageError: none of those that are supported, or its package isn't installed.
+    """
+    if name in NAMES:
+        return eight_bit_class(name)
+    if name not in SUPPORTED:
+        raise UsageError(f"unsupported optimizer: expected one of {sorted({*SUPPORTED, *NAMES})}, found {name!r}")
+    return SUPPORTED[name]
 
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,6 +174,11 @@ def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
 
 def _state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Any]:
     return {name: value for name, value in optimizer.state.get(parameter, {}).items() if value is not None}
+
+
+def _part(name: str, value: Any) -> str:
+    """What a log calls a part of the state: parameters of one optimizer may keep one as numbers, others as codes."""
+    return f"{name}_uint8" if isinstance(value, Tensor) and value.dtype == torch.uint8 else name
 
 
 def _padded(value: Tensor | None, parameter: Tensor, template: Tensor) -> Tensor:
@@ -202,7 +223,9 @@ def load_vectors(
             stored = {name: tensors[index] for name, tensors in parts.items()}
             stored |= {name: values[index] for name, values in vectors.scalars.items()}
             example = _example_state(type(optimizer), parameter, groups[parameter])
-            optimizer.state[parameter] = {name: _restored(name, like, stored) for name, like in example.items()}
+            optimizer.state[parameter] = {
+                name: _restored(_part(name, like), like, stored) for name, like in example.items()
+            }
 
 
 def _example_state(kind: type[torch.optim.Optimizer], parameter: Tensor, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from lmcleaner.formats.bits import BIT_DTYPES, Bits
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.manifest import ParameterEntry
 
-_TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+_TORCH_DTYPES = {
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64, "uint8": torch.uint8,
+}  # fmt: skip
 _MAX_SPACED = 1 << 18  # elements of `evenly_spaced`; 1 MiB of float32, and norms within a few thousandths
 _INTEGER_VIEWS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float64: torch.int64}
 
@@ -43,11 +45,11 @@ def bits_of(tensors: Iterable[Tensor], out: Bits | None = None) -> Bits:
     """One flat copy of the tensors' bit patterns.
 
     Args:
-        tensors: float tensors of one dtype on any device.
+        tensors: tensors of one dtype on any device.
         out: vector to fill; None takes fresh memory.
 
     Returns:
-        uint16, uint32 or uint64 `[total elements]`, in the order given.
+        uint8, uint16, uint32 or uint64 `[total elements]`, in the order given.
 
     Raises:
         UsageError: a log can't hold their dtype.

@@ -28,7 +28,7 @@ FOLDER = Path(next(iter(golden.__path__)))
 README = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
 FOLDERS = sorted(path.parent for path in FOLDER.glob(f"*/{EXPECTED}"))
 SPAN, SHARD_STEPS, SHARD_BYTES = 1 << 18, 16, 1 << 25
-BITS = {"float32": "<u4", "bfloat16": "<u2", "float64": "<u8"}
+BITS = {"float32": "<u4", "bfloat16": "<u2", "float64": "<u8", "uint8": "u1"}
 
 Array = NDArray[Any]
 golden_logs = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
@@ -360,7 +360,9 @@ def test_the_specification_lists_the_tables_that_a_log_has() -> None:
 def test_the_golden_logs_cover_what_a_log_can_hold() -> None:
     views = [BySpecification(folder / LOG) for folder in FOLDERS]
     assert {view.manifest["updates"] for view in views} == {"lossless", "int8", "int4", "none"}
-    assert {view.manifest["model"]["dtype"] for view in views} == set(BITS)
+    parts = [entry["dtypes"] for view in views for entry in view.commit["checkpoints"].values()]
+    assert {view.manifest["model"]["dtype"] for view in views} == {"float32", "bfloat16", "float64"}
+    assert {dtype for dtypes in parts for dtype in dtypes.values()} == set(BITS)
     assert any(view.commit["generation"] for view in views)
     estimates = [entry for view in views for entry in view.commit.get("curvature", {}).values()]
     assert {entry["kind"] == "low_rank" for entry in estimates} == {True, False}

@@ -1,5 +1,7 @@
-"""Whatever torch optimizer trained the model, the sweep carries the deviation through it."""
+"""Whatever optimizer trained the model, the sweep carries the deviation through it."""
 
+import importlib
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,8 @@ from lmcleaner.inspection.verify import verify
 from lmcleaner.recording.describe import RunDescription
 from lmcleaner.recording.options import RecordOptions
 from lmcleaner.recording.recorder import Recorder
-from lmcleaner.training.optimizers import SUPPORTED, describe_optimizer, state_vectors
+from lmcleaner.training.eight_bit import NAMES
+from lmcleaner.training.optimizers import SUPPORTED, describe_optimizer, optimizer_kind, state_vectors
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.run import unlearn
 from tiny_runs import parameters_in, record_tiny
@@ -47,8 +50,11 @@ KINDS = {
     "Adam, fused": Kind("Adam", {"lr": 1e-3, "fused": True}),
     "Adam, amsgrad": Kind("Adam", {"lr": 1e-3, "amsgrad": True}),
     "AdamW": Kind("AdamW", {"lr": 1e-3, "weight_decay": 0.1}),
+    "AdamW8bit": Kind("AdamW8bit", {"lr": 1e-3, "min_8bit_size": 256}),
     "AdamW, amsgrad": Kind("AdamW", {"lr": 1e-3, "amsgrad": True}),
+    "Adam8bit": Kind("Adam8bit", {"lr": 1e-3, "min_8bit_size": 256, "weight_decay": 0.01}),
     "Adamax": Kind("Adamax", {"lr": 1e-3}),
+    "Lion8bit": Kind("Lion8bit", {"lr": 1e-4, "min_8bit_size": 256}),
     "Muon": Kind("Muon", {"lr": 1e-3}),
     "NAdam": Kind("NAdam", {"lr": 1e-3}),
     "RAdam": Kind("RAdam", {"lr": 1e-3}),
@@ -76,7 +82,7 @@ def build(base: Path, kind: Kind) -> tuple[Any, torch.optim.Optimizer]:
         parameter.requires_grad_("layers.0.mlp" not in name and (kind.name != "Muon" or parameter.dim() == 2))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [{"params": trained[::2]}, {"params": trained[1::2], "lr": kind.options["lr"] / 2}]
-    return model, getattr(torch.optim, kind.name)(groups, **kind.options)
+    return model, optimizer_kind(kind.name)(groups, **kind.options)
 
 
 def train(model: Any, optimizer: torch.optim.Optimizer, forgotten: Iterable[tuple[int, int]] = ()) -> None:
@@ -109,8 +115,8 @@ def request() -> str:
     return ",".join(Sample(row, row).digest.hex() for row in rows)
 
 
-def test_every_optimizer_of_torch_that_takes_a_step_from_a_gradient_is_tried() -> None:
-    assert {kind.name for kind in KINDS.values()} == set(SUPPORTED)
+def test_every_optimizer_that_takes_a_step_from_a_gradient_is_tried() -> None:
+    assert {kind.name for kind in KINDS.values()} == {*SUPPORTED, *NAMES}
 
 
 @every_kind
@@ -166,9 +172,44 @@ def test_the_plan_counts_the_vectors_that_an_optimizer_keeps() -> None:
     assert kept(torch.optim.SGD) == 0
     assert kept(torch.optim.SGD, momentum=0.9) == 1
     assert 0 < kept(torch.optim.Adafactor) < 0.1
+    assert kept(optimizer_kind("AdamW8bit")) == pytest.approx(2 / 4, abs=0.05)
 
 
 @pytest.mark.parametrize("settings", [{"lr": "fast"}, {"lr": 0.1, "betas": [5, 5]}, {"lr": 0.1, "eps": None}])
 def test_hyperparameters_that_torch_refuses_are_an_error_of_the_log(settings: dict[str, Any]) -> None:
-    with pytest.raises(DamagedError, match=r"not the hyperparameters of a torch\.optim\.Adam"):
+    with pytest.raises(DamagedError, match="not the hyperparameters of Adam"):
         state_vectors(OptimizerEntry(name="Adam", groups=(settings,)))
+
+
+def test_settings_of_single_parameters_are_refused(base_model: Path, tmp_path: Path) -> None:
+    """As Hugging Face's adamw_bnb_8bit makes them for embeddings."""
+    manager = importlib.import_module("bitsandbytes.optim").GlobalOptimManager.get_instance()
+    model, optimizer = build(base_model, KINDS["AdamW8bit"])
+    manager.override_config(model.get_input_embeddings().weight, "optim_bits", 32)
+    try:
+        with pytest.raises(UsageError, match="settings of single parameters") as error:
+            describe_optimizer(optimizer)
+    finally:
+        manager.initialize()
+    assert error.value.hint is not None
+    assert "bitsandbytes.optim.AdamW8bit" in error.value.hint
+    assert describe_optimizer(optimizer).groups[0]["min_8bit_size"] == 256
+
+
+def test_an_8_bit_optimizer_without_its_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)  # as if it were not installed
+    with pytest.raises(UsageError, match="AdamW8bit is not installed") as error:
+        optimizer_kind("AdamW8bit")
+    assert error.value.hint == "`pip install 'lmcleaner[bitsandbytes]'`"
+
+
+def test_large_parameters_keep_codes_and_small_ones_numbers(base_model: Path, tmp_path: Path) -> None:
+    log = TrainingLog(record(base_model, tmp_path, KINDS["AdamW8bit"]))
+    vectors = log.checkpoint(STEPS).optimizer
+    assert {vectors.dtypes[name] for name in ("state1", "state2")} == {"float32"}
+    assert {vectors.dtypes[name] for name in ("state1_uint8", "state2_uint8")} == {"uint8"}
+    for entry in log.manifest.parameters:
+        part = slice(entry.offset, entry.offset + entry.num_elements)
+        is_coded = entry.num_elements >= 256
+        assert bool(vectors.vectors["state1_uint8"][part].any()) == is_coded
+        assert bool(vectors.vectors["state1"][part].any()) != is_coded
