@@ -44,8 +44,8 @@ from lmcleaner.formats.samples import Sample
 from lmcleaner.progress import Silent
 from lmcleaner.recording.training import make_trainer
 from lmcleaner.training.models import load_base_model, load_model, load_tokenizer
-from lmcleaner.training.numerics import device_name, replay_device, restored_numerics
-from lmcleaner.training.replay import ReplayModel
+from lmcleaner.training.numerics import device_name, restored_numerics
+from lmcleaner.training.replay import ReplayModel, open_replay
 from lmcleaner.unlearning.combine import distance
 from lmcleaner.unlearning.request import ForgetSet
 from lmcleaner.unlearning.run import resolve_request
@@ -157,7 +157,7 @@ def measure_run(folder: Path, run: str, optimizer: str) -> dict[str, Any]:
     results = folder / "results.jsonl"
     known = {json.dumps(json.loads(line)["cell"]) for line in _lines(results)}
     log = TrainingLog(folder / run / f"log-{optimizer}")
-    replay = ReplayModel(load_base_model(log.manifest), log.manifest, replay_device(log.manifest))
+    replay = open_replay(log.manifest)
     oracles: dict[tuple[str, str], list[torch.Tensor]] = {}
     for cell in cells(run, optimizer):
         if json.dumps(asdict(cell)) in known:

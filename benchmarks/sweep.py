@@ -17,9 +17,8 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lmcleaner import HessianMode, OptimizerName, RecordOptions, TrainingLog, UnlearnOptions, record, unlearn
-from lmcleaner.training.models import load_base_model
-from lmcleaner.training.numerics import device_name, replay_device, restored_numerics
-from lmcleaner.training.replay import ReplayModel
+from lmcleaner.training.numerics import device_name, restored_numerics
+from lmcleaner.training.replay import open_replay
 from lmcleaner.training.state import TrainingState
 from processes import PRECISE_MEMORY, in_own_process, peak_bytes, reset_peak, run_part
 
@@ -69,7 +68,7 @@ def run_step(folder: Path, optimizer: str) -> dict[str, Any]:
     measured: dict[str, Any] = {}
     for size in ("warm-up", "large"):
         log = TrainingLog(folder / f"log-{size}-{optimizer}")
-        replay = ReplayModel(load_base_model(log.manifest), log.manifest, replay_device(log.manifest))
+        replay = open_replay(log.manifest)
         with restored_numerics(log.manifest.numerics):
             state, step = TrainingState(log.manifest, log.checkpoint(0), replay.device), log.step(0)
             state.apply(replay.gradient(step, state.parameters), step.lr)

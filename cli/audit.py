@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lmcleaner.cli.console import Reporter, print_json, print_text
-from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Model, Quiet
+from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Device, Model, Quiet
 from lmcleaner.formats.wording import counted
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def audit(
     ] = None,
     oracle: Annotated[bool, typer.Option("--oracle", help="Replay the counterfactual and measure against it.")] = False,
     model: Model = None,
+    device: Device = None,
     max_relative_error: Annotated[float, typer.Option(help="From it on --oracle fails; at most 0.9.")] = 0.9,
     config: Config = None,
     as_json: AsJson = False,
@@ -33,7 +34,7 @@ def audit(
     """
     from lmcleaner.audit.check import AuditOptions, audit_model
 
-    options = AuditOptions(oracle=oracle, model=model, relative_error=max_relative_error)
+    options = AuditOptions(oracle=oracle, model=model, device=device, relative_error=max_relative_error)
     with Reporter(quiet=quiet or as_json) as reporter:
         report = audit_model(folder, log or _default_log(folder), options, reporter)
     if as_json:

@@ -7,7 +7,7 @@ import typer
 
 from lmcleaner.choices import DEFAULT_RANK, CurvatureKind
 from lmcleaner.cli.console import Reporter, human_bytes, print_json, print_text
-from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Model, Quiet
+from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Device, Log, Model, Quiet
 
 
 def curvature(
@@ -17,6 +17,7 @@ def curvature(
     ] = CurvatureKind.DIAG,
     rank: Annotated[int, typer.Option(help="Eigenpairs of low_rank.")] = DEFAULT_RANK,
     model: Model = None,
+    device: Device = None,
     config: Config = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -27,8 +28,9 @@ def curvature(
     """
     from lmcleaner.recording.curvature import CurvatureOptions, record_curvature
 
+    options = CurvatureOptions(kind=kind, rank=rank, model=model, device=device)
     with Reporter(quiet=quiet or as_json) as reporter:
-        result = record_curvature(log, CurvatureOptions(kind=kind, rank=rank, model=model), reporter)
+        result = record_curvature(log, options, reporter)
     if as_json:
         print_json(asdict(result))
         return

@@ -9,7 +9,7 @@ import typer
 
 from lmcleaner.choices import HessianMode
 from lmcleaner.cli.console import Reporter, human_bytes, print_json, print_text, sparkline, spelled
-from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Model, Quiet, parse_K, parse_steps
+from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Device, Log, Model, Quiet, parse_K, parse_steps
 from lmcleaner.cli.unlearn import KOption, LevelOption, NoLedger, OptionalForget, RankOption
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.wording import counted
@@ -49,6 +49,7 @@ def inspect(
     K: KOption = str(DEFAULT_K),  # noqa: N803 -- the paper's name
     rank: RankOption = None,
     model: Model = None,
+    device: Device = None,
     config: Config = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -63,7 +64,8 @@ def inspect(
 
     opened = TrainingLog(log)
     if verify:
-        _verify(opened, parse_steps(replay) if replay is not None else 0, model, quiet=quiet, as_json=as_json)
+        steps = parse_steps(replay) if replay is not None else 0
+        _verify(opened, steps, model, device, quiet=quiet, as_json=as_json)
     elif sizes:
         _show_sizes(opened, as_json=as_json)
     elif step is not None:
@@ -76,8 +78,9 @@ def inspect(
         _list_requests(opened, as_json=as_json)
     elif forget:
         options = UnlearnOptions(
-            forget=forget, output=None, dry_run=True, K=parse_K(K), level=level, model=model, ledger=not no_ledger
-        )
+            forget=forget, output=None, dry_run=True, K=parse_K(K), level=level, model=model, device=device,
+            ledger=not no_ledger,
+        )  # fmt: skip
         _plan(opened, options, rank, quick=quick, as_json=as_json)
     else:
         _summarize(opened, as_json=as_json)
@@ -342,13 +345,15 @@ def _spelled(ranges: Sequence[tuple[int, int]]) -> str:
     return spelled([(first, last + 1) for first, last in ranges])
 
 
-def _verify(log: "TrainingLog", replay_steps: int | None, model: str | None, *, quiet: bool, as_json: bool) -> None:
+def _verify(
+    log: "TrainingLog", replay_steps: int | None, model: str | None, device: str | None, *, quiet: bool, as_json: bool
+) -> None:
     """Verifies; `replay_steps` is 0 for no replay and None for all steps."""
     from lmcleaner.inspection.verify import verify
 
     steps = log.num_steps if replay_steps is None else replay_steps
     with Reporter(quiet=quiet or as_json) as reporter:
-        found = verify(log, replay_steps=steps or None, model=model, progress=reporter)
+        found = verify(log, replay_steps=steps or None, model=model, device=device, progress=reporter)
     if as_json:
         print_json(asdict(found) | {"is_sound": found.is_sound})
     else:

@@ -68,6 +68,11 @@ Model = Annotated[
     str | None, typer.Option("--model", metavar="DIR_OR_NAME", help="Where the base model lies now, if it moved.")
 ]
 
+Device = Annotated[
+    str | None,
+    typer.Option(metavar="cpu|cuda|cuda:N", help="Where to compute; as the run did, where this machine can."),
+]
+
 
 def default_of(options: type, name: str) -> Any:
     """The default of a field, so that it is written down once."""

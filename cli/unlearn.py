@@ -8,7 +8,7 @@ import typer
 
 from lmcleaner.choices import DEFAULT_RANK, Denominator, HessianMode, Level, Propagation
 from lmcleaner.cli.console import Reporter, print_json, print_text
-from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Model, Quiet, default_of, parse_K
+from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Device, Log, Model, Quiet, default_of, parse_K
 from lmcleaner.formats.wording import counted
 from lmcleaner.unlearning.options import (
     DEFAULT_DAMPING,
@@ -62,6 +62,7 @@ def unlearn(
     log: Log = DEFAULT_LOG,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to make; must not exist.")] = None,
     model: Model = None,
+    device: Device = None,
     level: LevelOption = None,
     K: KOption = str(DEFAULT_K),  # noqa: N803 -- the paper's name
     settle_tolerance: Annotated[
@@ -126,9 +127,10 @@ def unlearn(
     Example: `lmcleaner unlearn my-log --forget forget.jsonl --output my-unlearned-model --hessian-mode secant --K all`
     """
     options = UnlearnOptions(
-        forget=forget, output=output, model=model, level=level, K=parse_K(K), settle_tolerance=settle_tolerance,
-        **_mode(hessian_mode, tolerance), propagation=propagation, denominator=denominator, damping=damping, rank=rank,
-        dry_run=dry_run, oracle=oracle, oracle_sample=oracle_sample, redact=redact, ledger=not no_ledger,
+        forget=forget, output=output, model=model, device=device, level=level, K=parse_K(K),
+        settle_tolerance=settle_tolerance, **_mode(hessian_mode, tolerance), propagation=propagation,
+        denominator=denominator, damping=damping, rank=rank, dry_run=dry_run, oracle=oracle,
+        oracle_sample=oracle_sample, redact=redact, ledger=not no_ledger,
         thresholds=Thresholds(
             linearization_error=max_linearization_error, settled=max_settled, surviving=min_surviving,
             relative_error=max_relative_error,

@@ -25,9 +25,9 @@ from lmcleaner.formats.commit import Change
 from lmcleaner.formats.errors import MismatchError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.progress import Progress, Silent
-from lmcleaner.training.models import load_base_model, load_model
+from lmcleaner.training.models import load_model
 from lmcleaner.training.numerics import replay_device, restored_numerics
-from lmcleaner.training.replay import ReplayModel
+from lmcleaner.training.replay import ReplayModel, open_replay
 from lmcleaner.training.vectors import torch_dtype
 from lmcleaner.unlearning.combine import distance
 
@@ -42,11 +42,13 @@ class AuditOptions:
     Attributes:
         oracle: replays the counterfactual and measures the error against it.
         model: where the base model lies now, if it moved; needed for the oracle only.
+        device: where to replay the oracle; see `replay_device`.
         relative_error: largest relative error that passes; never above 0.9.
     """
 
     oracle: bool = False
     model: str | None = None
+    device: str | None = None
     relative_error: float = 0.9
 
 
@@ -179,7 +181,7 @@ def _oracle(
     document: Document, log: TrainingLog, folder: Path, options: AuditOptions, progress: Progress
 ) -> dict[str, Any]:
     manifest = log.manifest
-    replay = ReplayModel(load_base_model(manifest, options.model), manifest, replay_device(manifest))
+    replay = open_replay(manifest, options.model, options.device)
     made = load_model(str(folder), torch_dtype(manifest.model.dtype), manifest.numerics.attention)
     unlearned = [p.detach() for p in ReplayModel(made, manifest, replay.device).parameters]
     forget_set = stated_forget_set(document)

@@ -11,7 +11,7 @@ from lmcleaner.formats.audit_document import AUDIT_SCHEMA, AUDIT_VERSION, Docume
 from lmcleaner.formats.errors import InsufficientLogError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.wording import counted
-from lmcleaner.training.numerics import environment, unrestorable
+from lmcleaner.training.numerics import device_name, environment, replay_device, unrestorable
 from lmcleaner.unlearning.choosing import Trial
 from lmcleaner.unlearning.combine import Change
 from lmcleaner.unlearning.options import UnlearnOptions
@@ -88,10 +88,16 @@ def make_document(
             "forget_set": forget_set.sha256,
         },
         "config": _config(log, options),
-        "environment": environment() | {"unrestorable": unrestorable(log.manifest)},
+        "environment": _environment(log, options),
         "timing": outcome.timing,
         "previous": previous_audit(log.commit.history),
     }
+
+
+def _environment(log: TrainingLog, options: UnlearnOptions) -> dict[str, Any]:
+    device = replay_device(log.manifest, options.device)
+    where = {"device": f"{device} ({device_name(str(device))})", "unrestorable": unrestorable(log.manifest, device)}
+    return environment() | where
 
 
 def _request(forget_set: ForgetSet) -> dict[str, Any]:

@@ -21,9 +21,8 @@ from lmcleaner.formats.digests import find_digests
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.store import Store
-from lmcleaner.training.models import load_base_model
-from lmcleaner.training.numerics import replay_device, restored_numerics
-from lmcleaner.training.replay import ReplayModel
+from lmcleaner.training.numerics import restored_numerics
+from lmcleaner.training.replay import open_replay
 
 
 class Curvature:
@@ -73,6 +72,7 @@ class Curvature:
         forgotten: Iterable[str] = (),
         damping: float = 0.0,
         model: str | None = None,
+        device: str | None = None,
     ) -> Self:
         """The mean curvature of logged steps, each that of the loss that the run took the gradient of.
 
@@ -88,12 +88,14 @@ class Curvature:
                 stays as logged.
             damping: λ.
             model: where the base model lies now, if it moved.
+            device: where to compute, "cpu", "cuda" or "cuda:N"; None is the run's type of device, if it is there.
 
         Returns:
-            The operator, with a model of its own, on the run's type of device.
+            The operator, with a model of its own.
 
         Raises:
-            UsageError: no such mode, no step, a digest that isn't one, or tensors unlike the parameters.
+            UsageError: no such mode, no such device, no step, a digest that isn't one, or tensors unlike the
+                parameters.
             NotFoundError: the log, the base model, a step, a microbatch or a sample isn't there.
             InsufficientLogError: the log doesn't hold θ there.
             MismatchError: the base model is not the log's.
@@ -101,8 +103,8 @@ class Curvature:
         """
         opened = log if isinstance(log, TrainingLog) else TrainingLog(log)
         numbers = (steps,) if isinstance(steps, int) else tuple(steps)
-        digests, manifest = find_digests(opened, forgotten), opened.manifest
-        replay = ReplayModel(load_base_model(manifest, model), manifest, replay_device(manifest))
+        digests = find_digests(opened, forgotten)
+        replay = open_replay(opened.manifest, model, device)
         return cls(logged_source(opened, replay, numbers, microbatches, at, digests), mode, damping)
 
     @classmethod

@@ -6,9 +6,8 @@ from lmcleaner.formats.canonical import array_digest
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.verify import Problem, Usable, find_problems, num_parts, usable
 from lmcleaner.progress import Progress, Silent
-from lmcleaner.training.models import load_base_model
-from lmcleaner.training.numerics import replay_device, restored_numerics, unrestorable
-from lmcleaner.training.replay import ReplayModel
+from lmcleaner.training.numerics import restored_numerics, unrestorable
+from lmcleaner.training.replay import ReplayModel, open_replay
 from lmcleaner.training.state import TrainingState
 from lmcleaner.training.vectors import bits_of
 
@@ -61,7 +60,12 @@ class Verification:
 
 
 def verify(
-    log: TrainingLog, *, replay_steps: int | None = None, model: str | None = None, progress: Progress | None = None
+    log: TrainingLog,
+    *,
+    replay_steps: int | None = None,
+    model: str | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
 ) -> Verification:
     """Reads everything once and, if asked, replays the run from its start; changes nothing.
 
@@ -69,6 +73,7 @@ def verify(
         log: the opened log.
         replay_steps: steps to replay with nothing forgotten, at most all; None replays none.
         model: where the base model lies now, if it moved.
+        device: where to replay; see `replay_device`.
         progress: whom to tell how far it is.
 
     Returns:
@@ -77,6 +82,7 @@ def verify(
     Raises:
         NotFoundError: a replay was asked for and the base model isn't there.
         MismatchError: the base model is not the log's.
+        UsageError: no such device here.
     """
     progress = progress or Silent()
     progress.begin("verifying", num_parts(log))
@@ -87,12 +93,11 @@ def verify(
         progress.advance()
     replay = None
     if replay_steps is not None and not any(problem.kind != "leftover" for problem in problems):
-        replay = _replay(log, min(replay_steps, log.num_steps), model, progress)
+        replay = _replay(log, open_replay(log.manifest, model, device), min(replay_steps, log.num_steps), progress)
     return Verification(num_parts=num_parts(log), problems=problems, usable=usable(log, problems), replay=replay)
 
 
-def _replay(log: TrainingLog, num_steps: int, model: str | None, progress: Progress) -> ReplayCheck:
-    replay = ReplayModel(load_base_model(log.manifest, model), log.manifest, replay_device(log.manifest))
+def _replay(log: TrainingLog, replay: ReplayModel, num_steps: int, progress: Progress) -> ReplayCheck:
     progress.begin("replaying", num_steps)
     num_exact = 0
     with restored_numerics(log.manifest.numerics):
@@ -104,4 +109,5 @@ def _replay(log: TrainingLog, num_steps: int, model: str | None, progress: Progr
             if digest == log.parameters_digest(number + 1) and num_exact == number:
                 num_exact += 1
             progress.advance()
-    return ReplayCheck(num_steps=num_steps, num_exact=num_exact, unrestorable=unrestorable(log.manifest))
+    differences = unrestorable(log.manifest, replay.device)
+    return ReplayCheck(num_steps=num_steps, num_exact=num_exact, unrestorable=differences)

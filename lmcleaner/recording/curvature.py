@@ -21,9 +21,8 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.steps import StepRecord
 from lmcleaner.formats.store import Store
 from lmcleaner.progress import Progress, Silent
-from lmcleaner.training.models import load_base_model
-from lmcleaner.training.numerics import replay_device, restored_numerics, unrestorable
-from lmcleaner.training.replay import ReplayModel
+from lmcleaner.training.numerics import restored_numerics, unrestorable
+from lmcleaner.training.replay import ReplayModel, open_replay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +33,13 @@ class CurvatureOptions:
         kind: a diagonal of the GGN or of the Hessian, or the largest eigenpairs of the GGN.
         rank: eigenpairs.
         model: where the base model lies now, or None for where it lay.
+        device: where to compute; see `replay_device`.
     """
 
     kind: CurvatureKind
     rank: int = DEFAULT_RANK
     model: str | None = None
+    device: str | None = None
 
     def __post_init__(self) -> None:
         """Checks ranges.
@@ -94,7 +95,7 @@ def record_curvature(
 
     Raises:
         NotFoundError: no log lies there, or the base model isn't there.
-        UsageError: the place can't be written.
+        UsageError: the place can't be written, or there is no such device.
         ExistsError: somebody writes the log, or it holds curvature already.
         InsufficientLogError: the run was interrupted, or took no step.
         MismatchError: the base model is not the log's.
@@ -104,8 +105,8 @@ def record_curvature(
     progress = progress or Silent()
     with open_to_rewrite(location) as log:
         _check(log)
-        replay = ReplayModel(load_base_model(log.manifest, options.model), log.manifest, replay_device(log.manifest))
-        for difference in unrestorable(log.manifest):
+        replay = open_replay(log.manifest, options.model, options.device)
+        for difference in unrestorable(log.manifest, replay.device):
             progress.say(f"estimates may differ in the last bits from those of the run's machine: {difference}")
         estimating = _Estimating(log, replay, options, progress)
         shares = []

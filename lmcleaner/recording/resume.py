@@ -18,7 +18,7 @@ from lmcleaner.formats.writer import check_unchanged
 from lmcleaner.progress import Progress
 from lmcleaner.recording.describe import trainable_parameters
 from lmcleaner.recording.options import LATER, PLACES, RecordOptions
-from lmcleaner.training.numerics import restore_rng, unrestorable
+from lmcleaner.training.numerics import replay_device, restore_rng, unrestorable
 from lmcleaner.training.optimizers import load_vectors
 from lmcleaner.training.vectors import tensors_of
 
@@ -153,7 +153,7 @@ def open_to_resume(location: Path | str, options: RecordOptions, progress: Progr
     restart = log.checkpoint_steps[-1]
     repeated = f"; repeating the steps from {restart} on, to compare them" if restart < log.num_steps else ""
     progress.say(f"resuming after {counted(log.num_steps, 'step')}{repeated}")
-    for difference in unrestorable(log.manifest):
+    for difference in unrestorable(log.manifest, replay_device(log.manifest)):
         progress.say(f"the steps may not repeat bit for bit: {difference}")
     return log
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.manifest import Manifest, NumericsEntry
 
 _LIBRARIES = ("lmcleaner", "torch", "transformers", "tokenizers", "accelerate", "numpy", "zarr", "numcodecs")
@@ -114,10 +115,10 @@ def restore_rng(state: bytes, device: torch.device) -> None:
         torch.cuda.set_rng_state(buffer[cpu_bytes:], device)
 
 
-def device_name(device_type: str) -> str:
+def device_name(device: str) -> str:
     """Model of the processor or accelerator."""
-    if device_type == "cuda":
-        return torch.cuda.get_device_name()
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -144,17 +145,35 @@ def environment() -> dict[str, str]:
     return found
 
 
-def replay_device(manifest: Manifest) -> torch.device:
-    """The run's type of device where this machine has it, else the CPU."""
-    wants_cuda = manifest.numerics.device == "cuda"
-    return torch.device("cuda" if wants_cuda and torch.cuda.is_available() else "cpu")
+def replay_device(manifest: Manifest, wanted: str | None = None) -> torch.device:
+    """Where to compute.
+
+    Args:
+        manifest: what the log says of the run.
+        wanted: "cpu", "cuda" or "cuda:N"; None is the run's type of device where this machine has it, else the CPU.
+
+    Returns:
+        The device.
+
+    Raises:
+        UsageError: no such device here.
+    """
+    if wanted is None:
+        wants_cuda = manifest.numerics.device == "cuda"
+        return torch.device("cuda" if wants_cuda and torch.cuda.is_available() else "cpu")
+    count = torch.cuda.device_count()
+    known = ["cpu", *(["cuda"] if count else []), *(f"cuda:{number}" for number in range(count))]
+    if wanted not in known:
+        raise UsageError(f"no such device: --device: expected one of {', '.join(known)}, found {wanted!r}")
+    return torch.device(wanted)
 
 
-def unrestorable(manifest: Manifest) -> list[str]:
+def unrestorable(manifest: Manifest, device: torch.device) -> list[str]:
     """What this machine can't restore of the run, so that bits may differ; empty where replay is exact.
 
     Args:
         manifest: what the log says of the run.
+        device: where it is replayed.
 
     Returns:
         One "what: expected, found" each.
@@ -162,13 +181,12 @@ def unrestorable(manifest: Manifest) -> list[str]:
     bit_deciding = ("torch", "transformers", "cpu_capability")
     now = environment()
     then = manifest.environment
-    device = replay_device(manifest)
     differences = [
         f"{name}: the run had {then.get(name)}, here is {now[name]}"
         for name in bit_deciding
         if then.get(name) != now[name]
     ]
-    if (device.type, device_name(device.type)) != (manifest.numerics.device, manifest.numerics.device_name):
+    if (device.type, device_name(str(device))) != (manifest.numerics.device, manifest.numerics.device_name):
         run_device = f"{manifest.numerics.device} ({manifest.numerics.device_name})"
-        differences.append(f"device: the run had {run_device}, here is {device.type} ({device_name(device.type)})")
+        differences.append(f"device: the run had {run_device}, here is {device.type} ({device_name(str(device))})")
     return differences

@@ -12,9 +12,30 @@ from lmcleaner.formats.manifest import Manifest
 from lmcleaner.formats.steps import StepRecord
 from lmcleaner.training.batches import NOTHING, Digests, Inputs, step_inputs
 from lmcleaner.training.fingerprint import model_fingerprint
-from lmcleaner.training.numerics import restore_rng
+from lmcleaner.training.models import load_base_model
+from lmcleaner.training.numerics import replay_device, restore_rng
 from lmcleaner.training.state import Gradient
 from lmcleaner.training.vectors import tensors_of, torch_dtype
+
+
+def open_replay(manifest: Manifest, source: str | None = None, device: str | None = None) -> "ReplayModel":
+    """The run's model, as it was before training.
+
+    Args:
+        manifest: what the log says of the run.
+        source: where the base model lies now, if it moved.
+        device: where to compute; see `replay_device`.
+
+    Returns:
+        The model on its device.
+
+    Raises:
+        NotFoundError: the base model isn't there.
+        MismatchError: it is another model.
+        UsageError: no such device here.
+    """
+    where = replay_device(manifest, device)
+    return ReplayModel(load_base_model(manifest, source), manifest, where)
 
 
 class ReplayModel:

@@ -57,6 +57,7 @@ class UnlearnOptions:
         forget: one request or several; see `find_request`.
         output: folder for model and audit document; must not exist. None only with `dry_run`.
         model: where the base model lies now, or None for where it lay.
+        device: where to compute, "cpu", "cuda" or "cuda:N"; None is the run's type of device, if it is there.
         level: sample or batch; None chooses batch for `steps:` and sample otherwise.
         K: steps to carry after the last occurrence; None carries to the end, "auto" until the deviation has settled.
         oracle_sample: percent of the steps that are taken twice to estimate the relative error; 0 estimates nothing.
@@ -80,6 +81,7 @@ class UnlearnOptions:
     forget: str | Sequence[str]
     output: Path | None
     model: str | None = None
+    device: str | None = None
     level: Level | None = None
     K: Steps = DEFAULT_K
     settle_tolerance: float = DEFAULT_SETTLE_TOLERANCE

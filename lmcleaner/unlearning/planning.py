@@ -6,9 +6,8 @@ from lmcleaner.choices import DEFAULT_RANK, HessianMode
 from lmcleaner.curvature.estimates import check_rank
 from lmcleaner.formats.ledger import read_ledger
 from lmcleaner.formats.reader import TrainingLog
-from lmcleaner.training.models import load_base_model
 from lmcleaner.training.numerics import replay_device
-from lmcleaner.training.replay import ReplayModel
+from lmcleaner.training.replay import open_replay
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.plan import Plan, make_plan
 from lmcleaner.unlearning.request import ForgetSet
@@ -38,7 +37,7 @@ def plan_request(
 
     Args:
         log: the training log.
-        options: the request, K, level, and where the base model lies; their mode doesn't matter.
+        options: the request, K, level, device, and where the base model lies; their mode doesn't matter.
         rank: eigenpairs of LOW_RANK; None for the default.
         quick: takes the run's own step times, and doesn't load the model.
 
@@ -47,15 +46,14 @@ def plan_request(
 
     Raises:
         NotFoundError: something that the request names, or the base model, isn't there.
-        UsageError: the request can't be read, or the rank is out of its range.
+        UsageError: the request can't be read, the rank is out of its range, or there is no such device.
         InsufficientLogError: the run was interrupted and its last parameters are not in the log.
         MismatchError: the base model or the tokenizer is another one.
     """
-    device = replay_device(log.manifest)
     if rank is not None:
-        check_rank(rank, log.manifest.num_elements, device)
+        check_rank(rank, log.manifest.num_elements, replay_device(log.manifest, options.device))
     forget_set, windows = resolve_request(log, options, ledger=read_ledger(log) if options.ledger else None)
-    replay = None if quick else ReplayModel(load_base_model(log.manifest, options.model), log.manifest, device)
+    replay = None if quick else open_replay(log.manifest, options.model, options.device)
     is_end_fixed = options.K != "auto"
     plans = tuple(
         make_plan(log, forget_set, windows, mode, rank or DEFAULT_RANK, is_end_fixed=is_end_fixed, replay=replay)

@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from lmcleaner.audit.history import redactions
-from lmcleaner.choices import Denominator, Level
+from lmcleaner.choices import Level
 from lmcleaner.formats.canonical import array_digest
 from lmcleaner.formats.commit import Change
 from lmcleaner.formats.errors import InsufficientLogError, MismatchError, UsageError
@@ -23,7 +23,7 @@ from lmcleaner.formats.ledger import Ledger
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.store import Store, open_store
 from lmcleaner.progress import Progress
-from lmcleaner.training.numerics import unrestorable
+from lmcleaner.training.numerics import replay_device, unrestorable
 from lmcleaner.training.vectors import bits_of
 from lmcleaner.unlearning.counterfactual import Counterfactual
 from lmcleaner.unlearning.options import UnlearnOptions
@@ -50,7 +50,7 @@ def open_to_redact(location: Store | Path | str, options: UnlearnOptions, progre
         MismatchError: this machine can't replay the run bit for bit.
     """
     log = TrainingLog(open_store(location, writable=True))
-    _check_redactable(log, options.denominator)
+    _check_redactable(log, options)
     if options.dry_run:
         yield log
         return
@@ -60,25 +60,26 @@ def open_to_redact(location: Store | Path | str, options: UnlearnOptions, progre
         yield log
 
 
-def _check_redactable(log: TrainingLog, denominator: Denominator) -> None:
+def _check_redactable(log: TrainingLog, options: UnlearnOptions) -> None:
     if not log.commit.finished:
         raise InsufficientLogError(
             f"the run was interrupted, and a log that is redacted can't go on: {log.location}: "
             f"found {log.num_steps} of {log.manifest.planned_steps or 'an unknown number of'} steps",
             hint="finish the run with `lmcleaner record --resume`, or unlearn without --redact",
         )
-    differences = unrestorable(log.manifest)
+    differences = unrestorable(log.manifest, replay_device(log.manifest, options.device))
     if differences:
         raise MismatchError(
             f"the log can't be redacted here, since a replay may differ in the last bits: {log.location}: "
             f"{'; '.join(differences)}",
             hint="redact it on the kind of machine and with the libraries that the run had",
         )
+    denominator = options.denominator.value
     for change in redactions(log.commit.history):
-        before = change.details.get("denominator", denominator.value)
-        if change.details.get("level") != Level.BATCH.value and before != denominator.value:
+        before = change.details.get("denominator", denominator)
+        if change.details.get("level") != Level.BATCH.value and before != denominator:
             raise UsageError(
-                f"{log.location} was redacted with --denominator {before} before, found {denominator.value}",
+                f"{log.location} was redacted with --denominator {before} before, found {denominator}",
                 hint=f"give --denominator {before}: a run that divides by both is no run at all",
             )
 

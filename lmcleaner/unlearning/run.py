@@ -24,9 +24,9 @@ from lmcleaner.formats.store import Store
 from lmcleaner.output import atomic_folder, check_free
 from lmcleaner.progress import Progress, Silent
 from lmcleaner.training.memory import PeakMemory
-from lmcleaner.training.models import load_base_model, load_tokenizer
+from lmcleaner.training.models import load_tokenizer
 from lmcleaner.training.numerics import replay_device, restored_numerics, unrestorable
-from lmcleaner.training.replay import ReplayModel
+from lmcleaner.training.replay import ReplayModel, open_replay
 from lmcleaner.unlearning.choosing import Trial, cheaper_modes, choose_mode
 from lmcleaner.unlearning.combine import Correction
 from lmcleaner.unlearning.counterfactual import Counterfactual
@@ -84,8 +84,8 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
         ExistsError: the output exists, or somebody writes the log. If that shows only in the end, the output is there,
             but not in the log's ledger.
         NotFoundError: the log, the base model, or something that the request names isn't there, or is redacted already.
-        UsageError: the requests name everything, the rank is out of its range, or a log is to be redacted that can't be
-            written.
+        UsageError: the requests name everything, the rank is out of its range, there is no such device, or a log is to
+            be redacted that can't be written.
         InsufficientLogError: the run was interrupted, and the log is to be redacted or lacks its last parameters.
         MismatchError: the base model is not the log's, the log can't be redacted on this machine, or it was changed
             while the requests ran: then the output is there, but not in the log's ledger.
@@ -99,8 +99,8 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
         forget_set, windows = resolve_request(log, options, progress, ledger)
         if options.output is not None:
             check_free(options.output)
-        memory = PeakMemory(replay_device(log.manifest))
-        replay = ReplayModel(load_base_model(log.manifest, options.model), log.manifest, replay_device(log.manifest))
+        memory = PeakMemory(replay_device(log.manifest, options.device))
+        replay = open_replay(log.manifest, options.model, options.device)
         trials: tuple[Trial, ...] = ()
         if options.tolerance is not None and not options.dry_run:
             options, trials = choose_mode(log, replay, forget_set, windows, options, progress)
@@ -184,7 +184,7 @@ def _unlearned(
 ) -> Document:
     """Sweeps, judges, writes, enters the requests, and redacts the log if it shall."""
     log, forget_set = desk.log, planned.forget_set
-    for difference in unrestorable(log.manifest):
+    for difference in unrestorable(log.manifest, replay.device):
         progress.say(f"replay may differ in the last bits: {difference}")
     with restored_numerics(log.manifest.numerics):
         document, unlearned = _run(log, replay, planned, trials, memory, options, progress)
