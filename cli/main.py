@@ -15,6 +15,7 @@ from lmcleaner.cli.curvature import curvature
 from lmcleaner.cli.inspect import inspect
 from lmcleaner.cli.prune import prune
 from lmcleaner.cli.record import record
+from lmcleaner.cli.shared import ScriptCommand, script_of
 from lmcleaner.cli.unlearn import unlearn
 from lmcleaner.formats.errors import LmcleanerError, ResourceError
 
@@ -52,7 +53,8 @@ def _with_exit_codes(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def guarded(**options: Any) -> None:
         try:
-            _quieten_libraries()
+            if script_of(options.get("context")) is None:
+                _quieten_libraries()
             command(**options)
         except typer.Exit:
             raise
@@ -93,7 +95,8 @@ def _quieten_libraries() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 
-for _command in (record, inspect, unlearn, audit, prune, curvature):
+app.command(cls=ScriptCommand)(_with_exit_codes(record))
+for _command in (inspect, unlearn, audit, prune, curvature):
     app.command()(_with_exit_codes(_command))
 
 

@@ -1,5 +1,7 @@
 """`lmcleaner record`."""
 
+import sys
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,10 +10,16 @@ import typer
 
 from lmcleaner.choices import Codec, CurvatureKind, ModelDtype, OptimizerName, Scheduler
 from lmcleaner.cli.console import Reporter, human_bytes, print_json, print_text
-from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Quiet, default_of
+from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Quiet, default_of, script_of
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.wording import counted
 from lmcleaner.recording.options import RecordOptions
+
+# Options that a script can be recorded with -> what they set.
+_OF_SCRIPTS = {
+    "model": "model_source", "checkpoint_every": "checkpoint_every", "updates": "updates", "gradients": "gradients",
+    "overwrite": "overwrite",
+}  # fmt: skip
 
 
 def _d(name: str) -> Any:
@@ -20,8 +28,10 @@ def _d(name: str) -> Any:
 
 def record(
     context: typer.Context,
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the final model; must not exist.")],
     log: Log = DEFAULT_LOG,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the final model; must not exist.")
+    ] = None,
     model: Annotated[str, typer.Option(metavar="DIR_OR_NAME", help="Base model.")] = "",
     data: Annotated[str, typer.Option(metavar="FILE|DIR|HUB_NAME", help="Rows to train on.")] = "",
     epochs: Annotated[float, typer.Option(help="Passes over the rows.")] = _d("epochs"),
@@ -65,7 +75,13 @@ def record(
     Example: `lmcleaner record my-log --model my-base --data train.jsonl --output my-model --epochs 3`
 
     After an interruption: `lmcleaner record my-log --resume --output my-model`
+
+    A training script of your own, as it is: `lmcleaner record my-log -- train.py --its-own options`
     """
+    script = script_of(context)
+    if script is not None:
+        _record_script(context, log, script, quiet=quiet, as_json=as_json)
+        return
     chosen: dict[str, Any] = dict(  # noqa: C408 -- a third of a literal's length
         model=model, data=data, output=output, epochs=epochs, batch_size=batch_size, grad_accum=grad_accum, lr=lr,
         optimizer=optimizer, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, scheduler=scheduler,
@@ -88,10 +104,36 @@ def record(
     print_text(f"model    {result.output}")
 
 
+def _record_script(context: typer.Context, log: str, script: list[str], *, quiet: bool, as_json: bool) -> None:
+    """Records the user's own script; stdout is the script's, but with --json."""
+    from lmcleaner.formats.reader import TrainingLog
+    from lmcleaner.recording.script import record_script
+    from lmcleaner.recording.watch import WatchOptions
+
+    given = {name for name in context.params if _is_given(context, name)}
+    refused = sorted(given - {"log", "config", "as_json", "quiet"} - set(_OF_SCRIPTS))
+    if refused:
+        raise UsageError(
+            f"--{refused[0].replace('_', '-')} is for lmcleaner's own training: found a script behind --",
+            hint="give the script its own options behind its name",
+        )
+    options = WatchOptions(**{_OF_SCRIPTS[name]: context.params[name] for name in given & set(_OF_SCRIPTS)})
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        code = record_script(log, script, options)
+    written = TrainingLog(log)
+    found = {"log": log, "exit_code": code, "num_steps": written.num_steps, "finished": written.commit.finished}
+    if as_json:
+        print_json(found)
+    with Reporter(quiet=quiet or as_json) as reporter:
+        reporter.say(f"recorded {counted(written.num_steps, 'step')} in {log}")
+    if code:
+        raise typer.Exit(code)
+
+
 def _new(chosen: dict[str, Any]) -> RecordOptions:
-    missing = [f"--{name}" for name in ("model", "data") if not chosen[name]]
+    missing = [f"--{name}" for name in ("model", "data", "output") if not chosen[name]]
     if missing:
-        raise UsageError(f"missing: {' and '.join(missing)}", hint="only --resume takes them from the log")
+        raise UsageError(f"missing: {' and '.join(missing)}", hint="only --resume takes model and data from the log")
     return RecordOptions(**chosen)
 
 
@@ -100,6 +142,8 @@ def _resumed(context: typer.Context, log: str, chosen: dict[str, Any]) -> Record
     from lmcleaner.recording.resume import resumed_options
 
     given = {name: value for name, value in chosen.items() if _is_given(context, name)}
+    if "output" not in given:
+        raise UsageError("missing: --output: expected a folder for the final model")
     return resumed_options(log, **given)
 
 

@@ -6,10 +6,12 @@ from typing import Annotated, Any
 
 import typer
 import yaml
+from typer.core import TyperCommand
 
 from lmcleaner.choices import Steps
 
 DEFAULT_LOG = "lmcleaner-log"
+_SCRIPT = "lmcleaner.script"
 
 
 def load_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -72,6 +74,24 @@ Device = Annotated[
     str | None,
     typer.Option(metavar="cpu|cuda|cuda:N", help="Where to compute; as the run did, where this machine can."),
 ]
+
+
+class ScriptCommand(TyperCommand):
+    """A command that takes another one behind `--`, with options of its own."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Keeps what stands behind `--` for `script_of`."""
+        if "--" in args:
+            place = args.index("--")
+            ctx.meta[_SCRIPT] = args[place + 1 :]
+            args = args[:place]
+        return super().parse_args(ctx, args)
+
+
+def script_of(context: typer.Context | None) -> list[str] | None:
+    """What stands behind `--`; None without one."""
+    script: list[str] | None = context.meta.get(_SCRIPT) if context is not None else None
+    return script
 
 
 def default_of(options: type, name: str) -> Any:

@@ -38,12 +38,16 @@ if TYPE_CHECKING:
     from lmcleaner.inspection.find import Match, find_text
     from lmcleaner.inspection.summary import Summary, summarize
     from lmcleaner.inspection.verify import Verification, verify
+    from lmcleaner.recording.callback import LMCleanerCallback
     from lmcleaner.recording.curvature import CurvatureOptions, CurvatureResult, record_curvature
     from lmcleaner.recording.describe import RunDescription
+    from lmcleaner.recording.logger import TrainingLogger
     from lmcleaner.recording.options import RecordOptions
     from lmcleaner.recording.recorder import Recorder
     from lmcleaner.recording.resume import restore, resumed_options
+    from lmcleaner.recording.script import record_script
     from lmcleaner.recording.training import RecordResult, record
+    from lmcleaner.recording.watch import Watch, WatchOptions
     from lmcleaner.unlearning.options import Thresholds, UnlearnOptions
     from lmcleaner.unlearning.run import UnlearnResult, unlearn
 
@@ -61,6 +65,7 @@ __all__ = [
     "ExistsError",
     "HessianMode",
     "InsufficientLogError",
+    "LMCleanerCallback",
     "Level",
     "LmcleanerError",
     "Match",
@@ -81,16 +86,20 @@ __all__ = [
     "Summary",
     "Thresholds",
     "TrainingLog",
+    "TrainingLogger",
     "UnlearnOptions",
     "UnlearnResult",
     "UsageError",
     "Verification",
     "VersionError",
+    "Watch",
+    "WatchOptions",
     "audit_model",
     "find_text",
     "prune",
     "record",
     "record_curvature",
+    "record_script",
     "restore",
     "resumed_options",
     "summarize",
@@ -107,12 +116,16 @@ _HOMES = {
     "lmcleaner.inspection.find": ("Match", "find_text"),
     "lmcleaner.inspection.summary": ("Summary", "summarize"),
     "lmcleaner.inspection.verify": ("Verification", "verify"),
+    "lmcleaner.recording.callback": ("LMCleanerCallback",),
     "lmcleaner.recording.curvature": ("CurvatureOptions", "CurvatureResult", "record_curvature"),
     "lmcleaner.recording.describe": ("RunDescription",),
+    "lmcleaner.recording.logger": ("TrainingLogger",),
     "lmcleaner.recording.options": ("RecordOptions",),
     "lmcleaner.recording.recorder": ("Recorder",),
     "lmcleaner.recording.resume": ("restore", "resumed_options"),
+    "lmcleaner.recording.script": ("record_script",),
     "lmcleaner.recording.training": ("RecordResult", "record"),
+    "lmcleaner.recording.watch": ("Watch", "WatchOptions"),
     "lmcleaner.unlearning.options": ("Thresholds", "UnlearnOptions"),
     "lmcleaner.unlearning.run": ("UnlearnResult", "unlearn"),
     "lmcleaner.choices": (

@@ -1,21 +1,40 @@
 """From the arguments of a training forward pass to what the log holds of it."""
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
 from lmcleaner.formats.steps import MicrobatchRecord
 
 # They change what the model returns beside the loss, never the loss.
-_HARMLESS = {"return_dict", "use_cache", "output_attentions", "output_hidden_states"}
-_RECORDED = {"input_ids", "labels", "attention_mask", "num_items_in_batch"}
+HARMLESS = {"return_dict", "use_cache", "output_attentions", "output_hidden_states"}
+RECORDED = {"input_ids", "labels", "attention_mask", "num_items_in_batch"}
 
 IntMatrix = NDArray[np.int64]
+
+
+def arguments_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a forward pass by their names, however they were given.
+
+    Args:
+        module: the model.
+        args: positional arguments.
+        kwargs: keyword arguments.
+
+    Returns:
+        Name -> value; without those that were left to their defaults.
+    """
+    if not args:
+        return dict(kwargs)
+    names = list(inspect.signature(module.forward).parameters)
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def microbatch_record(
@@ -59,11 +78,11 @@ def microbatch_record(
 
 def _refuse_unknown(arguments: dict[str, Any], known: dict[str, Any]) -> None:
     for name, value in arguments.items():
-        if name in _RECORDED or name in _HARMLESS or value is None:
+        if name in RECORDED or name in HARMLESS or value is None:
             continue
         if isinstance(value, Tensor) or known.get(name) != value:
             raise UsageError(
-                f"a forward argument that a log can't hold: {name}: expected only {sorted(_RECORDED)}",
+                f"a forward argument that a log can't hold: {name}: expected only {sorted(RECORDED)}",
                 hint="leave it out, or give it to the recorder as one of its forward_arguments if it never changes",
             )
 

@@ -20,7 +20,7 @@ from lmcleaner.formats.writer import LogWriter
 from lmcleaner.recording.background import BackgroundWriter
 from lmcleaner.recording.checks import check_hyperparameters, gradient_norm
 from lmcleaner.recording.describe import RunDescription, describe_run, take_checkpoint, trainable_parameters
-from lmcleaner.recording.microbatches import microbatch_record
+from lmcleaner.recording.microbatches import arguments_of, microbatch_record
 from lmcleaner.recording.repeated import RepeatedSteps
 from lmcleaner.recording.resume import open_unfinished
 from lmcleaner.recording.unclipped import UnclippedNorm
@@ -41,6 +41,9 @@ class Recorder:
 
     Attributes:
         num_steps: steps that the run has taken, with those before it was interrupted.
+        module: the model.
+        optimizer: whose steps it records.
+        last_lr: learning rates of the parameter groups in the last step; empty before the first.
     """
 
     def __init__(
@@ -73,13 +76,14 @@ class Recorder:
             MismatchError: the run isn't the one to resume.
         """
         self._store, self._overwrite = open_store(log, writable=True), overwrite
-        self._module, self._optimizer, self._description = module, optimizer, description
+        self.module, self.optimizer, self._description = module, optimizer, description
         self._manifest = describe_run(module, optimizer, description)
         self._parameters = list(trainable_parameters(module).values())
         self._past = RepeatedSteps(open_unfinished(self._store), self._manifest) if resume else None
         if self._past is None:
             check_place(self._store, overwrite)
         self.num_steps = 0
+        self.last_lr: tuple[float, ...] = ()
         if self._past is not None:
             self.num_steps = self._past.find(bits_of(self._parameters), optimizer) if step is None else step
         self._idle_cores = _idle_cores(self._parameters[0].device)
@@ -106,10 +110,10 @@ class Recorder:
         start = bits_of(self._parameters)
         self._writer = BackgroundWriter(self._open_log(start), spare=start)
         self._handles = [
-            self._module.register_forward_pre_hook(self._before_forward, with_kwargs=True),
-            self._module.register_forward_hook(self._after_forward, with_kwargs=True),
-            self._optimizer.register_step_pre_hook(self._before_step),
-            self._optimizer.register_step_post_hook(self._after_step),
+            self.module.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            self.module.register_forward_hook(self._after_forward, with_kwargs=True),
+            self.optimizer.register_step_pre_hook(self._before_step),
+            self.optimizer.register_step_post_hook(self._after_step),
             *(self._unclipped.attach() if self._unclipped is not None else ()),
         ]
         self._last_time = time.perf_counter()
@@ -137,10 +141,28 @@ class Recorder:
         """
         self._writer.wait()
 
+    def note(self, arguments: dict[str, Any], loss: float, rng: bytes) -> None:
+        """Takes a training forward pass into the current step, as the hooks do; for passes before they were attached.
+
+        Args:
+            arguments: of the pass, by name.
+            loss: what it returned.
+            rng: state of the generators before it; empty where it drew no random numbers.
+
+        Raises:
+            UsageError: an argument that replay couldn't reproduce.
+        """
+        known, padding = dict(self._description.forward_arguments), self._description.padding_token
+        self._microbatches.append(microbatch_record(arguments, known, padding, loss, rng))
+
+    def count_from(self, moment: float) -> None:
+        """Says when the current step began, by `time.perf_counter`."""
+        self._last_time = moment
+
     def _open_log(self, start: Bits) -> LogWriter:
         threads = min(self._idle_cores or torch.get_num_threads(), _MAX_COMPRESSORS)
         if self._past is None:
-            checkpoint = take_checkpoint(0, self._module, self._optimizer, start)
+            checkpoint = take_checkpoint(0, self.module, self.optimizer, start)
             return LogWriter.create(self._store, self._manifest, checkpoint, overwrite=self._overwrite, threads=threads)
         writer = LogWriter.resume(self._store, threads=threads)
         if writer.num_steps != self._past.num_steps:
@@ -169,9 +191,7 @@ class Recorder:
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not (module.training and torch.is_grad_enabled()):
             return
-        if args:
-            raise UsageError("a training forward pass must be given keyword arguments, found positional ones")
-        self._pending = kwargs
+        self._pending = arguments_of(module, args, kwargs)
         self._rng_before = rng_state(self._parameters[0].device)
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -181,15 +201,7 @@ class Recorder:
         if not isinstance(loss, Tensor):
             raise UsageError("the model returned no loss: expected labels among its arguments")
         drew = rng_state(self._parameters[0].device) != self._rng_before
-        self._microbatches.append(
-            microbatch_record(
-                self._pending,
-                dict(self._description.forward_arguments),
-                self._description.padding_token,
-                loss.item(),
-                self._rng_before if drew else b"",
-            )
-        )
+        self.note(self._pending, loss.item(), self._rng_before if drew else b"")
         self._pending = None
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -219,7 +231,7 @@ class Recorder:
             self._past.check(self.num_steps, step, bits_of(self._parameters))
         else:
             self._writer.append(step, bits_of(self._parameters, self._writer.take()), self._gradient)
-        self._microbatches, self._step, self._gradient = [], None, None
+        self._microbatches, self._step, self._gradient, self.last_lr = [], None, None, step.lr
         self.num_steps += 1
         if self.num_steps % self._manifest.checkpoint_every == 0:
             self._write_checkpoint()
@@ -233,7 +245,7 @@ class Recorder:
             return
         self._writer.wait()
         bits = bits_of(self._parameters, self._writer.take())
-        self._writer.write_checkpoint(take_checkpoint(self.num_steps, self._module, self._optimizer, bits))
+        self._writer.write_checkpoint(take_checkpoint(self.num_steps, self.module, self.optimizer, bits))
         self._last_checkpoint = self.num_steps
 
 

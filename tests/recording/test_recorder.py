@@ -83,10 +83,6 @@ def test_hooks_are_gone_afterwards(loop: Loop) -> None:
     assert TrainingLog(loop.log).num_steps == 1
 
 
-def _positional(loop: Loop) -> None:
-    loop.model(batch()["input_ids"])
-
-
 def _no_labels(loop: Loop) -> None:
     loop.model(input_ids=batch()["input_ids"])
 
@@ -113,7 +109,6 @@ def _changed_momentum(loop: Loop) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Loop], None], str]] = {
-    "positional arguments": (_positional, "keyword arguments"),
     "no labels": (_no_labels, "input_ids|labels|no loss"),
     "an argument that replay couldn't give": (_position_ids, "position_ids"),
     "a mask with a hole": (_broken_mask, "unbroken run of ones"),

@@ -1,0 +1,55 @@
+"""Records a training by Hugging Face `Trainer` or one of its subclasses, in one line."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from lmcleaner.recording.watch import Watch, WatchOptions
+
+
+class LMCleanerCallback(TrainerCallback):
+    """Give it to a trainer: `Trainer(..., callbacks=[LMCleanerCallback("my-log")])`, or by `trainer.add_callback`.
+
+    The log is finished when `train()` ends by itself. Where it ends by an exception, all complete steps are in it, and
+    `close` makes it a log of an interrupted run.
+    """
+
+    def __init__(self, log: Path | str, options: WatchOptions | None = None) -> None:
+        """Records nothing yet.
+
+        Args:
+            log: folder or URL of the new log.
+            options: what the trainer can't be asked for.
+        """
+        self._log, self._options = str(log), options or WatchOptions()
+        self._watch: Watch | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Starts to watch, with what the trainer knows of its run."""
+        tokenizer = others.get("processing_class")
+        padding = getattr(tokenizer, "pad_token_id", None)
+        known = replace(
+            self._options,
+            padding_token=padding if self._options.padding_token is None else self._options.padding_token,
+            planned_steps=state.max_steps if self._options.planned_steps is None else self._options.planned_steps,
+        )
+        self._watch = Watch(self._log, known).__enter__()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Finishes the log."""
+        if self._watch is not None:
+            watch, self._watch = self._watch, None
+            watch.__exit__(None, None, None)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Closes the log of a training that ended by an exception.
+
+        Args:
+            error: the exception.
+        """
+        if self._watch is not None:
+            watch, self._watch = self._watch, None
+            error = error or KeyboardInterrupt()
+            watch.__exit__(type(error), error, error.__traceback__)

@@ -1,0 +1,69 @@
+"""Runs a user's training script as Python would, and records it."""
+
+import runpy
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from lmcleaner.formats.errors import LmcleanerError, NotFoundError, UsageError
+from lmcleaner.recording.watch import Watch, WatchOptions
+
+
+def record_script(log: str, command: Sequence[str], options: WatchOptions | None = None) -> int:
+    """Runs a script or a module in this process, with its own arguments, and records the training in it.
+
+    Args:
+        log: folder or URL of the new log.
+        command: `train.py ARGS…`, or `-m module ARGS…`.
+        options: what the training can't be asked for.
+
+    Returns:
+        The exit code that the script ended with; 1 after an exception, whose traceback is printed. Unless it is 0, the
+        log is that of an interrupted run.
+
+    Raises:
+        NotFoundError: no such script.
+        UsageError: no script is named, or the training can't be recorded; see `Watch`.
+    """
+    if not command or command == ["-m"]:
+        raise UsageError("no script: expected train.py or -m module after --, found nothing")
+    is_module = command[0] == "-m"
+    if not is_module and not Path(command[0]).is_file():
+        raise NotFoundError(f"no such script: {command[0]}", hint="give a Python file, or -m and a module")
+    with _as_main(command):
+        try:
+            with Watch(log, options):
+                if is_module:
+                    runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+                else:
+                    runpy.run_path(command[0], run_name="__main__")
+        except SystemExit as stop:
+            return _exit_code(stop)
+        except LmcleanerError:
+            raise
+        except Exception:
+            traceback.print_exc()
+            return 1
+    return 0
+
+
+@contextmanager
+def _as_main(command: Sequence[str]) -> Iterator[None]:
+    """Arguments and module path as the script would have them by itself."""
+    arguments, path = sys.argv, sys.path[0]
+    is_module = command[0] == "-m"
+    sys.argv = list(command[1:] if is_module else command)
+    sys.path[0] = str(Path.cwd() if is_module else Path(command[0]).resolve().parent)
+    try:
+        yield
+    finally:
+        sys.argv, sys.path[0] = arguments, path
+
+
+def _exit_code(stop: SystemExit) -> int:
+    if stop.code is None or isinstance(stop.code, int):
+        return stop.code or 0
+    print(stop.code, file=sys.stderr)  # noqa: T201 -- as Python itself does
+    return 1

@@ -1,0 +1,283 @@
+"""Records a training that doesn't know of it: finds its model, its optimizer and its settings by its first step.
+
+Until the first optimizer step torch's global hooks see every module and every optimizer of the process. The model is
+the one that returned a loss and whose trainable parameters the optimizer holds. From that step on a `Recorder` watches
+both.
+"""
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from lmcleaner.formats.errors import UsageError
+from lmcleaner.formats.manifest import CodecName
+from lmcleaner.formats.wording import counted
+from lmcleaner.recording.describe import RunDescription
+from lmcleaner.recording.microbatches import HARMLESS, RECORDED, arguments_of
+from lmcleaner.recording.recorder import Recorder
+from lmcleaner.training.numerics import rng_state
+
+# A loss that a loop divides by 3 gets the gradient 0.33333334: what is this close to a whole number is one.
+_WHOLE = 1e-5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchOptions:
+    """What a training can't be asked for.
+
+    Attributes:
+        model_source: directory or name of the base model; None is where transformers loaded it from.
+        padding_token: token id in the padding; None is what the first step is padded with, or the model's own.
+        checkpoint_every: steps between checkpoints.
+        updates: codec of the updates.
+        gradients: codec of the gradients that the optimizer is given.
+        planned_steps: steps that the run means to take, if known.
+        training: the run's own options, for people.
+        overwrite: removes a log that lies there.
+    """
+
+    model_source: str | None = None
+    padding_token: int | None = None
+    checkpoint_every: int = 100
+    updates: CodecName = "lossless"
+    gradients: CodecName = "none"
+    planned_steps: int | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    overwrite: bool = False
+
+
+@dataclass(slots=True)
+class _Pass:
+    """A training forward pass before the first optimizer step.
+
+    Attributes:
+        module: whose it is.
+        arguments: by keyword.
+        loss: what it returned; scalar.
+        rng: state of the generators before it.
+        drew: whether it drew random numbers.
+        slope: gradient of what the loop called `backward` on, by the loss; None until then.
+    """
+
+    module: nn.Module
+    arguments: dict[str, Any]
+    loss: Tensor
+    rng: bytes
+    drew: bool
+    slope: Tensor | None = None
+
+
+class Watch:
+    """A context manager around a training; what it records begins with the first optimizer step.
+
+    Attributes:
+        recorder: records since the first step; None before it.
+    """
+
+    def __init__(self, log: str, options: WatchOptions | None = None) -> None:
+        """Sees nothing yet.
+
+        Args:
+            log: folder or URL of the new log.
+            options: what the training can't be asked for.
+        """
+        self._log, self._options = log, options or WatchOptions()
+        self._passes: list[_Pass] = []
+        self._handles: list[Any] = []
+        self._hooked: dict[int, bytes] = {}  # id of a module in its forward pass -> the generators before it
+        self._clip: float | None = None
+        self._clip_grad_norm: Callable[..., Any] | None = None
+        self._started = 0.0
+        self.recorder: Recorder | None = None
+
+    def __enter__(self) -> Self:
+        """Attaches the global hooks.
+
+        Returns:
+            The watch.
+        """
+        self._handles = [
+            register_module_forward_pre_hook(self._before_forward),
+            register_optimizer_step_pre_hook(self._before_step),
+        ]
+        self._clip_grad_norm = torch.nn.utils.clip_grad_norm_
+        torch.nn.utils.clip_grad_norm_ = self._clipping
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Detaches everything and closes the log; finished only if the training ended by itself.
+
+        Raises:
+            UsageError: the training ended without an optimizer step.
+        """
+        self._detach()
+        for handle in self._handles:
+            handle.remove()
+        if self.recorder is not None:
+            self.recorder.__exit__(kind, error, trace)
+        elif error is None:
+            raise UsageError(
+                "nothing was recorded: the training took no optimizer step",
+                hint="a model must be given labels in train mode, and one of torch's optimizers must take a step",
+            )
+
+    def _detach(self) -> None:
+        """Leaves only the hook that looks out for a second optimizer."""
+        if self._clip_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_ = self._clip_grad_norm
+            self._clip_grad_norm = None
+            self._handles.pop(0).remove()
+
+    def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """A module begins a forward pass; global hooks don't see keyword arguments, its own hook behind it does."""
+        if not (module.training and torch.is_grad_enabled() and _takes_labels(module)):
+            return
+        self._started = self._started or time.perf_counter()
+        self._hooked[id(module)] = rng_state(next(module.parameters()).device)
+        handle: Any = module.register_forward_hook(lambda *call: self._after_forward(handle, *call), with_kwargs=True)
+
+    def _after_forward(
+        self, handle: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        handle.remove()
+        before = self._hooked.pop(id(module))
+        loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+        if not isinstance(loss, Tensor):
+            return
+        drew = rng_state(next(module.parameters()).device) != before
+        seen = _Pass(module, arguments_of(module, args, kwargs), loss.detach(), before, drew)
+        if loss.requires_grad:
+            loss.register_hook(lambda slope: setattr(seen, "slope", slope.detach()))
+        self._passes.append(seen)
+
+    def _clipping(self, parameters: Any, max_norm: float, norm_type: float = 2.0, *args: Any, **kwargs: Any) -> Any:
+        """`torch.nn.utils.clip_grad_norm_`, whose threshold nothing else tells."""
+        assert self._clip_grad_norm is not None
+        if norm_type != 2.0:
+            raise UsageError(f"unsupported clipping: expected the L2 norm, found norm_type {norm_type}")
+        self._clip = float(max_norm) if math.isfinite(max_norm) else None
+        return self._clip_grad_norm(parameters, max_norm, norm_type, *args, **kwargs)
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The first step starts the recorder, whose own hooks see this very step too."""
+        if self.recorder is None:
+            self._start(optimizer)
+        elif self.recorder.optimizer is not optimizer:
+            raise UsageError(
+                f"two optimizers: a {type(optimizer).__name__} takes a step beside the recorded "
+                f"{type(self.recorder.optimizer).__name__}",
+                hint="a log holds the training of one model by one optimizer",
+            )
+
+    def _start(self, optimizer: torch.optim.Optimizer) -> None:
+        module = self._find_module(optimizer)
+        passes = [seen for seen in self._passes if seen.module is module]
+        description = self._describe(module, passes)
+        self._detach()
+        recorder = Recorder(self._log, module, optimizer, description, overwrite=self._options.overwrite)
+        recorder.__enter__()
+        self.recorder = recorder
+        for seen in passes:
+            recorder.note(seen.arguments, seen.loss.item(), seen.rng if seen.drew else b"")
+        recorder.count_from(self._started)
+        self._passes.clear()
+
+    def _find_module(self, optimizer: torch.optim.Optimizer) -> nn.Module:
+        """The model that was trained.
+
+        Raises:
+            UsageError: none of those that returned a loss has the optimizer's parameters.
+        """
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        seen = list({id(seen.module): seen.module for seen in self._passes}.values())
+        for module in seen:  # an inner one ends its pass before the one around it
+            if {id(parameter) for parameter in module.parameters() if parameter.requires_grad} == held:
+                return module
+        names = ", ".join(type(module).__name__ for module in seen) or "none"
+        raise UsageError(
+            "no model to record: expected one that returned a loss in train mode and whose trainable parameters are "
+            f"those of the optimizer, a {type(optimizer).__name__} of {counted(len(held), 'parameter')}; found {names}",
+            hint="give the model its labels, and freeze the parameters that the optimizer doesn't hold",
+        )
+
+    def _describe(self, module: nn.Module, passes: list[_Pass]) -> RunDescription:
+        options, config = self._options, getattr(module, "config", None)
+        source = options.model_source or getattr(config, "_name_or_path", "")
+        if not source:
+            raise UsageError(
+                "the base model's place isn't known: expected a model that transformers loaded from a folder or hub",
+                hint="save the model before the training, load it from there, or say where it lies",
+            )
+        padding = options.padding_token if options.padding_token is not None else _padding_token(passes)
+        if padding is None:
+            padding = getattr(config, "pad_token_id", None)
+        return RunDescription(
+            model_source=source,
+            max_grad_norm=self._clip,
+            loss_divisor=_divisor(passes),
+            padding_token=padding if padding is not None else 0,
+            checkpoint_every=options.checkpoint_every,
+            updates=options.updates,
+            gradients=options.gradients,
+            planned_steps=options.planned_steps,
+            training=options.training,
+            forward_arguments=_constants(passes[0].arguments),
+        )
+
+
+def _takes_labels(module: nn.Module) -> bool:
+    return "labels" in _parameters_of(type(module).forward)
+
+
+@cache
+def _parameters_of(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
+def _divisor(passes: list[_Pass]) -> float:
+    """What the loop divided each loss by before it called `backward`.
+
+    Raises:
+        UsageError: not all by the same, or `backward` was called on something else.
+    """
+    slopes = sorted({float(seen.slope) if seen.slope is not None else 0.0 for seen in passes})
+    if len(slopes) != 1 or not slopes[0] > 0:
+        raise UsageError(
+            "the loop must call backward on the model's loss, divided by one number: found the factors "
+            f"{slopes} in one step",
+            hint="a loss that the loop computes itself can't be replayed",
+        )
+    divisor = 1 / slopes[0]
+    return float(round(divisor)) if abs(divisor - round(divisor)) < _WHOLE * divisor else divisor
+
+
+def _padding_token(passes: list[_Pass]) -> int | None:
+    """The token that lies outside of an attention mask, if there is any."""
+    for seen in passes:
+        tokens, mask = seen.arguments.get("input_ids"), seen.arguments.get("attention_mask")
+        if isinstance(tokens, Tensor) and isinstance(mask, Tensor) and mask.shape == tokens.shape:
+            outside = tokens[mask == 0]
+            if len(outside):
+                return int(outside[0])
+    return None
+
+
+def _constants(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that a manifest holds, because every pass is given the same."""
+    return {
+        name: value
+        for name, value in arguments.items()
+        if name not in RECORDED | HARMLESS and isinstance(value, bool | int | float | str)
+    }
