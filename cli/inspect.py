@@ -128,6 +128,7 @@ def _summarize(log: "TrainingLog", *, as_json: bool) -> None:
         if summary.curvature_steps
         else "",
         "on disk": f"{sizes} (updates {summary.updates})",
+        "replayable": f"{summary.replayable}  {summary.replay_problem}".strip() if summary.replayable else "",
         "root": summary.root,
         "writer": summary.writer or "",
         "kept": _kept(summary),

@@ -102,6 +102,11 @@ def record(
     print_text(f"recorded {trained}; final loss {result.final_loss:.4f}")
     print_text(f"log      {result.log} ({parts})")
     print_text(f"model    {result.output}")
+    checked = result.self_check
+    if checked is not None:
+        print_text(
+            f"replay   {checked.state}, as {counted(checked.steps, 'step')} taken again tell {checked.why}".rstrip()
+        )
 
 
 def _record_script(context: typer.Context, log: str, script: list[str], *, quiet: bool, as_json: bool) -> None:

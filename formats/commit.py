@@ -68,6 +68,24 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SelfCheck:
+    """Whether the run could be replayed when it had ended.
+
+    Attributes:
+        state: "exact" to the bit, "close" within `error`, or "no".
+        steps: steps that were taken again.
+        error: largest distance from the run's parameters after one of them, relative to the step; None where it isn't
+            known.
+        why: what is in the way; "" where nothing is.
+    """
+
+    state: Literal["exact", "close", "no"]
+    steps: int
+    error: float | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
     """Number of committed rows and digest of everything that a log holds.
 
@@ -82,6 +100,7 @@ class Commit:
         corrections: steps before which a lossy reconstruction is taken back to the run's own bits, ascending.
         history: what was done to the log since, oldest first.
         curvature: step -> what is committed of the estimate from there on; serves until the next one.
+        self_check: whether the run could be replayed; None where nobody tried.
     """
 
     generation: int
@@ -94,6 +113,7 @@ class Commit:
     corrections: tuple[int, ...]
     history: tuple[Change, ...] = field(default=())
     curvature: Mapping[int, CurvatureCommit] = field(default_factory=dict)
+    self_check: SelfCheck | None = None
 
     def root(self, manifest_digest: str) -> str:
         """SHA-256 over the manifest's digest and the digests of all tables and checkpoints.
@@ -146,14 +166,16 @@ class Commit:
             corrections=tuple(document["corrections"]),
             history=tuple(Change(**change) for change in document["history"]),
             curvature={int(step): CurvatureCommit(**entry) for step, entry in document.get("curvature", {}).items()},
+            self_check=SelfCheck(**document["self_check"]) if "self_check" in document else None,
         )
 
     def _plain(self) -> Json:
         plain: dict[str, Any] = asdict(self)
         for name in ("checkpoints", "curvature"):
             plain[name] = {str(step): entry for step, entry in plain[name].items()}
-        if not self.curvature:  # a record without has the bytes that it had before there was such a thing
-            del plain["curvature"]
+        for name in ("curvature", "self_check"):
+            if not plain[name]:  # a record without has the bytes that it had before there was such a thing
+                del plain[name]
         return plain
 
 

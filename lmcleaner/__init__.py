@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from lmcleaner.recording.watch import Watch, WatchOptions
     from lmcleaner.unlearning.options import Thresholds, UnlearnOptions
     from lmcleaner.unlearning.run import UnlearnResult, unlearn
+    from lmcleaner.unlearning.trainers import LMCleanerBatchLevel, LMCleanerSampleLevel
 
 __all__ = [
     "AuditOptions",
@@ -65,7 +66,9 @@ __all__ = [
     "ExistsError",
     "HessianMode",
     "InsufficientLogError",
+    "LMCleanerBatchLevel",
     "LMCleanerCallback",
+    "LMCleanerSampleLevel",
     "Level",
     "LmcleanerError",
     "Match",
@@ -128,6 +131,7 @@ _HOMES = {
     "lmcleaner.recording.watch": ("Watch", "WatchOptions"),
     "lmcleaner.unlearning.options": ("Thresholds", "UnlearnOptions"),
     "lmcleaner.unlearning.run": ("UnlearnResult", "unlearn"),
+    "lmcleaner.unlearning.trainers": ("LMCleanerBatchLevel", "LMCleanerSampleLevel"),
     "lmcleaner.choices": (
         "Codec", "CurvatureKind", "Denominator", "HessianMode", "Level", "ModelDtype", "OptimizerName", "Propagation",
         "Scheduler",

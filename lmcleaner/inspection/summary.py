@@ -33,6 +33,8 @@ class Summary:
         kept_gradients: likewise of the gradients.
         curvature: kind of the recorded curvature; "none" without.
         curvature_steps: from which on an estimate of it serves, each until the next.
+        replayable: "exact", "close" or "no", as steps taken again when the run ended told; None where nobody tried.
+        replay_problem: why it isn't exact.
         history: kind and time of what was done to the log since.
         writer: who writes the log now, or None.
         loss: loss of each step, nats.
@@ -61,6 +63,8 @@ class Summary:
     kept_gradients: tuple[tuple[int, int], ...]
     curvature: str
     curvature_steps: tuple[int, ...]
+    replayable: str | None
+    replay_problem: str
     history: tuple[tuple[str, str], ...]
     writer: str | None
     loss: tuple[float, ...]
@@ -104,6 +108,8 @@ def summarize(log: TrainingLog) -> Summary:
         kept_gradients=log.commit.gradients,
         curvature=next((entry.kind for entry in log.commit.curvature.values()), "none"),
         curvature_steps=tuple(sorted(log.commit.curvature)),
+        replayable=log.commit.self_check.state if log.commit.self_check else None,
+        replay_problem=log.commit.self_check.why if log.commit.self_check else "",
         history=tuple((change.kind, change.time) for change in log.commit.history),
         writer=_writer(log),
         loss=tuple(float(loss) for loss in log.table("steps/loss")),

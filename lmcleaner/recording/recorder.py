@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lmcleaner.formats.bits import Bits
+from lmcleaner.formats.commit import SelfCheck
 from lmcleaner.formats.errors import ExistsError, MismatchError, UsageError
 from lmcleaner.formats.places import check_place
 from lmcleaner.formats.steps import MicrobatchRecord, StepRecord
@@ -23,6 +24,7 @@ from lmcleaner.recording.describe import RunDescription, describe_run, take_chec
 from lmcleaner.recording.microbatches import arguments_of, microbatch_record
 from lmcleaner.recording.repeated import RepeatedSteps
 from lmcleaner.recording.resume import open_unfinished
+from lmcleaner.recording.self_check import record_self_check
 from lmcleaner.recording.unclipped import UnclippedNorm
 from lmcleaner.training.numerics import rng_state
 from lmcleaner.training.vectors import bits_of
@@ -41,6 +43,7 @@ class Recorder:
 
     Attributes:
         num_steps: steps that the run has taken, with those before it was interrupted.
+        self_check: whether the log can be replayed; None until the run has ended, and where that wasn't tried.
         module: the model.
         optimizer: whose steps it records.
         last_lr: learning rates of the parameter groups in the last step; empty before the first.
@@ -56,6 +59,7 @@ class Recorder:
         overwrite: bool = False,
         resume: bool = False,
         step: int | None = None,
+        self_check: bool = True,
     ) -> None:
         """Checks that the run can be recorded.
 
@@ -67,6 +71,7 @@ class Recorder:
             overwrite: removes a log that lies there.
             resume: goes on with an interrupted log.
             step: the step that a resumed run is at; None finds it by the model's parameters.
+            self_check: takes up to six steps again when the run has ended, with the base model from where it lies.
 
         Raises:
             ExistsError: a log lies there, or there is nothing to resume.
@@ -75,7 +80,7 @@ class Recorder:
             UsageError: the model or the optimizer can't be recorded, or the run was described otherwise.
             MismatchError: the run isn't the one to resume.
         """
-        self._store, self._overwrite = open_store(log, writable=True), overwrite
+        self._store, self._overwrite, self._self_check = open_store(log, writable=True), overwrite, self_check
         self.module, self.optimizer, self._description = module, optimizer, description
         self._manifest = describe_run(module, optimizer, description)
         self._parameters = list(trainable_parameters(module).values())
@@ -83,6 +88,7 @@ class Recorder:
         if self._past is None:
             check_place(self._store, overwrite)
         self.num_steps = 0
+        self.self_check: SelfCheck | None = None
         self.last_lr: tuple[float, ...] = ()
         if self._past is not None:
             self.num_steps = self._past.find(bits_of(self._parameters), optimizer) if step is None else step
@@ -132,6 +138,8 @@ class Recorder:
                 finished = True
         finally:
             self._close(finished, error)
+        if finished and self._self_check and self.num_steps:
+            self.self_check = record_self_check(self._store, self._description.model_source)
 
     def wait(self) -> None:
         """Waits until the steps so far are written; those since the last commit may still be lost with the process.

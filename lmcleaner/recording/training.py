@@ -12,6 +12,7 @@ import torch
 from lmcleaner.choices import CurvatureKind
 from lmcleaner.data.encoding import Encoding
 from lmcleaner.data.rows import read_rows
+from lmcleaner.formats.commit import SelfCheck
 from lmcleaner.formats.places import check_place
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
@@ -43,6 +44,7 @@ class RecordResult:
         log_bytes: bytes of the log by part.
         estimate: what was expected before the start.
         log_root: digest of the log's whole content.
+        self_check: whether the run can be replayed.
     """
 
     log: str
@@ -53,6 +55,7 @@ class RecordResult:
     log_bytes: dict[str, int]
     estimate: StorageEstimate
     log_root: str
+    self_check: SelfCheck | None
 
 
 def record(log: Path | str, options: RecordOptions, progress: Progress | None = None) -> RecordResult:
@@ -233,4 +236,5 @@ def _result(log: Path | str, options: RecordOptions, estimate: StorageEstimate) 
         log_bytes=written.bytes_on_disk(),
         estimate=estimate,
         log_root=written.root,
+        self_check=written.commit.self_check,
     )

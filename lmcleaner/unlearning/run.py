@@ -86,7 +86,8 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
         NotFoundError: the log, the base model, or something that the request names isn't there, or is redacted already.
         UsageError: the requests name everything, the rank is out of its range, there is no such device, or a log is to
             be redacted that can't be written.
-        InsufficientLogError: the run was interrupted, and the log is to be redacted or lacks its last parameters.
+        InsufficientLogError: the run was interrupted, and the log is to be redacted or lacks its last parameters; or
+            the log itself says that the run can't be replayed.
         MismatchError: the base model is not the log's, the log can't be redacted on this machine, or it was changed
             while the requests ran: then the output is there, but not in the log's ledger.
         DivergedError: the deviation is not finite or grows without bound; nothing is written.
@@ -97,6 +98,7 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
     with opened as log:
         ledger = read_ledger(log) if options.ledger else None
         forget_set, windows = resolve_request(log, options, progress, ledger)
+        _check_replayable(log, progress)
         if options.output is not None:
             check_free(options.output)
         memory = PeakMemory(replay_device(log.manifest, options.device))
@@ -113,6 +115,18 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
         if desk.closed is not None:
             progress.say(f"NOT ENTERED: the next request won't know of this one: {desk.closed}")
         return replace(planned, document=_unlearned(desk, replay, planned, trials, memory, options, progress))
+
+
+def _check_replayable(log: TrainingLog, progress: Progress) -> None:
+    """Goes by what the log says of itself since the run ended."""
+    found = log.commit.self_check
+    if found is not None and found.state == "no":
+        raise InsufficientLogError(
+            f"the run can't be replayed, so nothing can be removed from it: {log.location}: {found.why}",
+            hint="record it again without what no log can hold, or with the base model where it was",
+        )
+    if found is not None and found.state == "close":
+        progress.say(f"replays of this run come close only: {found.why}")
 
 
 def _planned(
