@@ -86,9 +86,10 @@ class LMCleanerSampleLevel(Trainer):
         """
         options.setdefault("processing_class", tokenizer)
         super().__init__(model=model, args=args, train_dataset=train_dataset, **options)
+        self.model: Any  # never None: it is given
         self.document: Document | None = None
         self._log_dir, self._batch_size = training_log_dir, batch_size_at_training
-        self._audit_dir = Path(audit_dir) if audit_dir is not None else Path(self.args.output_dir) / "audit"
+        self._audit_dir = Path(audit_dir) if audit_dir is not None else Path(str(self.args.output_dir)) / "audit"
         self._chosen: dict[str, Any] = {
             "K": None if K == "all" else K, "hessian_mode": hessian_mode, "damping": damping, "model": base_model,
             "level": self.level, "ledger": False,
