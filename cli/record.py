@@ -126,11 +126,18 @@ def _record_script(context: typer.Context, log: str, script: list[str], *, quiet
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         code = record_script(log, script, options)
     written = TrainingLog(log)
-    found = {"log": log, "exit_code": code, "num_steps": written.num_steps, "finished": written.commit.finished}
+    checked = written.commit.self_check
     if as_json:
-        print_json(found)
+        print_json({
+            "log": log,
+            "exit_code": code,
+            "num_steps": written.num_steps,
+            "finished": written.commit.finished,
+            "replayable": checked.state if checked is not None else None,
+        })
     with Reporter(quiet=quiet or as_json) as reporter:
-        reporter.say(f"recorded {counted(written.num_steps, 'step')} in {log}")
+        state = f"; replay {checked.state} {checked.why}".rstrip() if checked is not None else ""
+        reporter.say(f"recorded {counted(written.num_steps, 'step')} in {log}{state}")
     if code:
         raise typer.Exit(code)
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -139,7 +140,7 @@ class Recorder:
         finally:
             self._close(finished, error)
         if finished and self._self_check and self.num_steps:
-            self.self_check = record_self_check(self._store, self._description.model_source)
+            self._check_log()
 
     def wait(self) -> None:
         """Waits until the steps so far are written; those since the last commit may still be lost with the process.
@@ -177,6 +178,13 @@ class Recorder:
             writer.close()
             raise ExistsError(f"another process has gone on with the log: {self._store.location}", hint="try again")
         return writer
+
+    def _check_log(self) -> None:
+        """Lets the log say whether it can be replayed; the training is over and must not fail for it."""
+        try:
+            self.self_check = record_self_check(self._store, self._description.model_source)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            warnings.warn(f"the log doesn't know whether it can be replayed: out of memory: {error}", stacklevel=3)
 
     def _end(self) -> None:
         """Writes the last checkpoint."""

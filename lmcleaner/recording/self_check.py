@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from lmcleaner.formats.canonical import array_digest
 from lmcleaner.formats.commit import SelfCheck
 from lmcleaner.formats.errors import LmcleanerError
@@ -53,7 +55,7 @@ def record_self_check(
 
 
 def self_check(log: TrainingLog, model: str | None = None, progress: Progress | None = None) -> SelfCheck:
-    """Takes the first steps behind up to three checkpoints again; changes nothing.
+    """Takes the first steps behind up to three checkpoints again; changes nothing, random number generators included.
 
     Args:
         log: the log.
@@ -63,15 +65,15 @@ def self_check(log: TrainingLog, model: str | None = None, progress: Progress | 
     Returns:
         What was found.
     """
-    try:
-        replay = open_replay(log.manifest, model)
-    except LmcleanerError as error:  # no such model, or another one
-        return SelfCheck(state="no", steps=0, error=None, why=error.message)
     progress = progress or Silent()
     stretches = _stretches(log)
     progress.begin("checking the log", sum(map(len, stretches)))
     errors = dict[int, float | None]()
-    with restored_numerics(log.manifest.numerics):
+    with torch.random.fork_rng(), restored_numerics(log.manifest.numerics):
+        try:
+            replay = open_replay(log.manifest, model)
+        except LmcleanerError as error:  # no such model, or another one
+            return SelfCheck(state="no", steps=0, error=None, why=error.message)
         for stretch in stretches:
             errors |= _errors(log, replay, stretch, progress)
     return _judged(errors)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -84,7 +85,7 @@ class Watch:
         recorder: records since the first step; None before it.
     """
 
-    def __init__(self, log: str, options: WatchOptions | None = None) -> None:
+    def __init__(self, log: Path | str, options: WatchOptions | None = None) -> None:
         """Sees nothing yet.
 
         Args:

@@ -95,7 +95,9 @@ def test_a_script_that_fails_fails_as_it_would_and_keeps_its_steps(base_model: P
 
 def test_with_json_stdout_is_one_document(base_model: Path, folder: Path) -> None:
     done = run(folder, *MAIN, "record", "log", "--json", "--", "code/train.py", base_model, folder / "out")
-    assert json.loads(done.stdout) == {"log": "log", "exit_code": 0, "num_steps": 5, "finished": True}
+    assert json.loads(done.stdout) == {
+        "log": "log", "exit_code": 0, "num_steps": 5, "finished": True, "replayable": "exact",
+    }  # fmt: skip
     assert "trained train.py" in done.stderr
 
 

@@ -20,7 +20,7 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.recording.describe import RunDescription
 from lmcleaner.recording.recorder import Recorder
 from lmcleaner.recording.self_check import record_self_check, self_check
-from tiny_runs import TinyRun, record_tiny, unlearn_tiny
+from tiny_runs import TinyRun, record_tiny, unlearn_tiny, write_base_model
 
 STEPS = 9
 Change = Callable[[nn.Module], None]
@@ -75,6 +75,24 @@ def test_a_run_that_can_be_replayed_says_so(base_model: Path, tmp_path: Path) ->
     assert found == SelfCheck(state="exact", steps=5, error=0.0, why="")  # two behind 0 and 4, one behind 8
     assert json.loads(_run("inspect", tmp_path / "log", "--json").stdout)["replayable"] == "exact"
     assert "replayable   exact" in _run("inspect", tmp_path / "log").stdout
+
+
+def test_checking_leaves_the_random_numbers_of_the_training_alone(tmp_path: Path) -> None:
+    base = write_base_model(tmp_path / "base", dropout=0.3)
+    drawn = []
+    for is_checked in (True, False):
+        loop = Loop(base, tmp_path / f"log {is_checked}")
+        if not is_checked:
+            loop.recorder = Recorder(
+                loop.log, loop.model, loop.optimizer, RunDescription(model_source=str(base)), self_check=False
+            )
+        torch.manual_seed(7)
+        with loop.recorder:
+            loop.model(input_ids=torch.tensor([[3, 4, 5]]), labels=torch.tensor([[3, 4, 5]])).loss.backward()
+            loop.optimizer.step()
+        drawn.append(torch.rand(3))
+    assert torch.equal(*drawn)
+    assert TrainingLog(tmp_path / "log True").commit.self_check == SelfCheck(state="exact", steps=1, error=0.0, why="")
 
 
 def _moved(model: nn.Module) -> None:
