@@ -168,6 +168,7 @@ def test_θ_is_replayed_exactly_where_it_cannot_be_read(first: int, end: int, pr
             found = trajectory.move_to(step)
             assert found is not None
             assert array_digest(bits_of(found)) == log.parameters_digest(step)
+        trajectory.close()
     expected = replayed_steps(window, log.checkpoint_steps, log.readable_steps)
     forget_set = find_forget_set(log, f"steps:{first}", None, lambda: None)
     assert replay.count == expected == make_plan(log, forget_set, [window], HessianMode.GGN).replayed
@@ -185,6 +186,7 @@ def test_without_a_replay_θ_is_known_where_checkpoints_and_updates_lead(pruned:
         if found is not None:
             known.add(step)
             assert array_digest(bits_of(found)) == log.parameters_digest(step)
+    trajectory.close()
     assert known == {*range(17), 24, *range(36, 41)} == log.readable_steps
 
 
