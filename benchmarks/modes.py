@@ -46,7 +46,7 @@ from lmcleaner.recording.training import make_trainer
 from lmcleaner.training.models import load_base_model, load_model, load_tokenizer
 from lmcleaner.training.numerics import device_name, restored_numerics
 from lmcleaner.training.replay import ReplayModel, open_replay
-from lmcleaner.unlearning.combine import distance
+from lmcleaner.training.vectors import distance
 from lmcleaner.unlearning.request import ForgetSet
 from lmcleaner.unlearning.run import resolve_request
 from processes import in_own_process, run_part

@@ -1,19 +1,23 @@
 """`lmcleaner record`."""
 
 import sys
+import traceback
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lmcleaner.choices import Codec, CurvatureKind, ModelDtype, OptimizerName, Scheduler
 from lmcleaner.cli.console import Reporter, human_bytes, print_json, print_text
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Quiet, default_of, script_of
-from lmcleaner.formats.errors import UsageError
+from lmcleaner.formats.errors import LmcleanerError, UsageError
 from lmcleaner.formats.wording import counted
 from lmcleaner.recording.options import RecordOptions
+
+if TYPE_CHECKING:
+    from lmcleaner.recording.watch import WatchOptions
 
 # Options that a script can be recorded with -> what they set.
 _OF_SCRIPTS = {
@@ -112,7 +116,6 @@ def record(
 def _record_script(context: typer.Context, log: str, script: list[str], *, quiet: bool, as_json: bool) -> None:
     """Records the user's own script; stdout is the script's, but with --json."""
     from lmcleaner.formats.reader import TrainingLog
-    from lmcleaner.recording.script import record_script
     from lmcleaner.recording.watch import WatchOptions
 
     given = {name for name in context.params if _is_given(context, name)}
@@ -124,7 +127,7 @@ def _record_script(context: typer.Context, log: str, script: list[str], *, quiet
         )
     options = WatchOptions(**{_OF_SCRIPTS[name]: context.params[name] for name in given & set(_OF_SCRIPTS)})
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
-        code = record_script(log, script, options)
+        code = _exit_code(log, script, options)
     written = TrainingLog(log)
     checked = written.commit.self_check
     if as_json:
@@ -140,6 +143,25 @@ def _record_script(context: typer.Context, log: str, script: list[str], *, quiet
         reporter.say(f"recorded {counted(written.num_steps, 'step')} in {log}{state}")
     if code:
         raise typer.Exit(code)
+
+
+def _exit_code(log: str, script: list[str], options: "WatchOptions") -> int:
+    """Runs the script; what it ends by is its own, and shown as Python would show it."""
+    from lmcleaner.recording.script import record_script
+
+    try:
+        record_script(log, script, options)
+    except SystemExit as stop:
+        if stop.code is not None and not isinstance(stop.code, int):
+            sys.stderr.write(f"{stop.code}\n")
+            return 1
+        return stop.code or 0
+    except LmcleanerError:
+        raise
+    except Exception as error:  # of the user's code, whatever it is
+        traceback.print_exception(error)
+        return 1
+    return 0
 
 
 def _new(chosen: dict[str, Any]) -> RecordOptions:

@@ -28,8 +28,7 @@ from lmcleaner.progress import Progress, Silent
 from lmcleaner.training.models import load_model
 from lmcleaner.training.numerics import replay_device, restored_numerics
 from lmcleaner.training.replay import ReplayModel, open_replay
-from lmcleaner.training.vectors import torch_dtype
-from lmcleaner.unlearning.combine import distance
+from lmcleaner.training.vectors import distance, torch_dtype
 
 # Norms are summed in float64 in one order; they may differ in the last digits between machines.
 _NORM_TOLERANCE = 1e-6

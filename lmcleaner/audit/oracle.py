@@ -14,7 +14,7 @@ from lmcleaner.formats.samples import Sample
 from lmcleaner.progress import Progress
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.state import TrainingState
-from lmcleaner.unlearning.combine import distance
+from lmcleaner.training.vectors import distance
 from lmcleaner.unlearning.request import ForgetSet
 
 # Rows that probabilities and divergences are measured on, evenly spaced if there are more.

@@ -2,14 +2,12 @@
 
 from dataclasses import dataclass
 
-from lmcleaner.formats.canonical import array_digest
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.verify import Problem, Usable, find_problems, num_parts, usable
 from lmcleaner.progress import Progress, Silent
 from lmcleaner.training.numerics import restored_numerics, unrestorable
-from lmcleaner.training.replay import ReplayModel, open_replay
+from lmcleaner.training.replay import ReplayModel, open_replay, repeat_step
 from lmcleaner.training.state import TrainingState
-from lmcleaner.training.vectors import bits_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,10 +101,7 @@ def _replay(log: TrainingLog, replay: ReplayModel, num_steps: int, progress: Pro
     with restored_numerics(log.manifest.numerics):
         state = TrainingState(log.manifest, log.checkpoint(0), replay.device)
         for number in range(num_steps):
-            step = log.step(number)
-            state.apply(replay.gradient(step, state.parameters), step.lr)
-            digest = array_digest(bits_of(state.parameters))
-            if digest == log.parameters_digest(number + 1) and num_exact == number:
+            if repeat_step(log, replay, state, number) and num_exact == number:
                 num_exact += 1
             progress.advance()
     differences = unrestorable(log.manifest, replay.device)

@@ -35,13 +35,11 @@ class LMCleanerCallback(TrainerCallback):
             padding_token=padding if self._options.padding_token is None else self._options.padding_token,
             planned_steps=state.max_steps if self._options.planned_steps is None else self._options.planned_steps,
         )
-        self._watch = Watch(self._log, known).__enter__()
+        self._watch = Watch(self._log, known).start()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Finishes the log."""
-        if self._watch is not None:
-            watch, self._watch = self._watch, None
-            watch.__exit__(None, None, None)
+        self._finish(None)
 
     def close(self, error: BaseException | None = None) -> None:
         """Closes the log of a training that ended by an exception.
@@ -49,7 +47,9 @@ class LMCleanerCallback(TrainerCallback):
         Args:
             error: the exception.
         """
+        self._finish(error or KeyboardInterrupt())
+
+    def _finish(self, error: BaseException | None) -> None:
         if self._watch is not None:
             watch, self._watch = self._watch, None
-            error = error or KeyboardInterrupt()
-            watch.__exit__(type(error), error, error.__traceback__)
+            watch.finish(error)

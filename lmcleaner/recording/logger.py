@@ -52,7 +52,7 @@ class TrainingLogger:
             planned_steps=max_steps,
             training={**given.training, "mode": mode},
         )
-        self._watch: Watch | None = Watch(str(log_dir), chosen).__enter__()
+        self._watch: Watch | None = Watch(str(log_dir), chosen).start()
 
     def register_step(self, step_id: int, batch_id: object, eta: float, model: nn.Module) -> None:
         """Holds what the loop says of the step that it has just taken against what was seen.
@@ -93,4 +93,4 @@ class TrainingLogger:
         if self._watch is None:
             raise UsageError("the log is finished already")
         watch, self._watch = self._watch, None
-        watch.__exit__(None, None, None)
+        watch.finish()

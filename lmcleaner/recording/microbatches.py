@@ -37,6 +37,12 @@ def arguments_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
+def loss_of(output: Any) -> Tensor | None:
+    """The loss that a model's output holds, if it does."""
+    loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+    return loss if isinstance(loss, Tensor) else None
+
+
 def microbatch_record(
     arguments: dict[str, Any], known: dict[str, Any], padding_token: int, loss: float, rng: bytes
 ) -> MicrobatchRecord:

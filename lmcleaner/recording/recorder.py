@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lmcleaner.formats.bits import Bits
 from lmcleaner.formats.commit import SelfCheck
@@ -22,7 +22,7 @@ from lmcleaner.formats.writer import LogWriter
 from lmcleaner.recording.background import BackgroundWriter
 from lmcleaner.recording.checks import check_hyperparameters, gradient_norm
 from lmcleaner.recording.describe import RunDescription, describe_run, take_checkpoint, trainable_parameters
-from lmcleaner.recording.microbatches import arguments_of, microbatch_record
+from lmcleaner.recording.microbatches import arguments_of, loss_of, microbatch_record
 from lmcleaner.recording.repeated import RepeatedSteps
 from lmcleaner.recording.resume import open_unfinished
 from lmcleaner.recording.self_check import record_self_check
@@ -213,8 +213,8 @@ class Recorder:
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if self._pending is None:
             return
-        loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
-        if not isinstance(loss, Tensor):
+        loss = loss_of(output)
+        if loss is None:
             raise UsageError("the model returned no loss: expected labels among its arguments")
         drew = rng_state(self._parameters[0].device) != self._rng_before
         self.note(self._pending, loss.item(), self._rng_before if drew else b"")

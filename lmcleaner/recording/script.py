@@ -2,26 +2,23 @@
 
 import runpy
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from lmcleaner.formats.errors import LmcleanerError, NotFoundError, UsageError
+from lmcleaner.formats.errors import NotFoundError, UsageError
 from lmcleaner.recording.watch import Watch, WatchOptions
 
 
-def record_script(log: str, command: Sequence[str], options: WatchOptions | None = None) -> int:
+def record_script(log: str, command: Sequence[str], options: WatchOptions | None = None) -> None:
     """Runs a script or a module in this process, with its own arguments, and records the training in it.
+
+    What the script ends by passes through, `SystemExit` among it; the log is then that of an interrupted run.
 
     Args:
         log: folder or URL of the new log.
         command: `train.py ARGS…`, or `-m module ARGS…`.
         options: what the training can't be asked for.
-
-    Returns:
-        The exit code that the script ended with; 1 after an exception, whose traceback is printed. Unless it is 0, the
-        log is that of an interrupted run.
 
     Raises:
         NotFoundError: no such script.
@@ -32,21 +29,11 @@ def record_script(log: str, command: Sequence[str], options: WatchOptions | None
     is_module = command[0] == "-m"
     if not is_module and not Path(command[0]).is_file():
         raise NotFoundError(f"no such script: {command[0]}", hint="give a Python file, or -m and a module")
-    with _as_main(command):
-        try:
-            with Watch(log, options):
-                if is_module:
-                    runpy.run_module(command[1], run_name="__main__", alter_sys=True)
-                else:
-                    runpy.run_path(command[0], run_name="__main__")
-        except SystemExit as stop:
-            return _exit_code(stop)
-        except LmcleanerError:
-            raise
-        except Exception:
-            traceback.print_exc()
-            return 1
-    return 0
+    with _as_main(command), Watch(log, options):
+        if is_module:
+            runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(command[0], run_name="__main__")
 
 
 @contextmanager
@@ -60,10 +47,3 @@ def _as_main(command: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         sys.argv, sys.path[0] = arguments, path
-
-
-def _exit_code(stop: SystemExit) -> int:
-    if stop.code is None or isinstance(stop.code, int):
-        return stop.code or 0
-    print(stop.code, file=sys.stderr)  # noqa: T201 -- as Python itself does
-    return 1

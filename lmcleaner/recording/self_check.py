@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from lmcleaner.formats.canonical import array_digest
 from lmcleaner.formats.commit import SelfCheck
 from lmcleaner.formats.errors import LmcleanerError
 from lmcleaner.formats.generations import open_to_rewrite
@@ -20,10 +19,9 @@ from lmcleaner.formats.store import Store
 from lmcleaner.formats.writer import write_commit
 from lmcleaner.progress import Progress, Silent
 from lmcleaner.training.numerics import restored_numerics
-from lmcleaner.training.replay import ReplayModel, open_replay
+from lmcleaner.training.replay import ReplayModel, open_replay, repeat_step
 from lmcleaner.training.state import TrainingState
-from lmcleaner.training.vectors import bits_of
-from lmcleaner.unlearning.combine import distance
+from lmcleaner.training.vectors import distance
 
 _STEPS_EACH = 2  # behind the first checkpoint, one in the middle, and the last but one
 # Of a step: what a replay may be off by, so that a sweep through it is still worth something.
@@ -92,9 +90,7 @@ def _errors(log: TrainingLog, replay: ReplayModel, steps: Sequence[int], progres
     state = TrainingState(log.manifest, log.checkpoint(steps[0]), replay.device)
     found = dict[int, float | None]()
     for number in steps:
-        step = log.step(number)
-        state.apply(replay.gradient(step, state.parameters), step.lr)
-        is_exact = array_digest(bits_of(state.parameters)) == log.parameters_digest(number + 1)
+        is_exact = repeat_step(log, replay, state, number)
         found[number] = 0.0 if is_exact else _distance(log, replay, state, number)
         progress.advance()
     return found

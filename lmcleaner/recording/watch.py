@@ -24,7 +24,7 @@ from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.manifest import CodecName
 from lmcleaner.formats.wording import counted
 from lmcleaner.recording.describe import RunDescription
-from lmcleaner.recording.microbatches import HARMLESS, RECORDED, arguments_of
+from lmcleaner.recording.microbatches import HARMLESS, RECORDED, arguments_of, loss_of
 from lmcleaner.recording.recorder import Recorder
 from lmcleaner.training.numerics import rng_state
 
@@ -79,7 +79,7 @@ class _Pass:
 
 
 class Watch:
-    """A context manager around a training; what it records begins with the first optimizer step.
+    """Around a training, as a context manager or by `start` and `finish`; a log begins with the first optimizer step.
 
     Attributes:
         recorder: records since the first step; None before it.
@@ -94,52 +94,66 @@ class Watch:
         """
         self._log, self._options = log, options or WatchOptions()
         self._passes: list[_Pass] = []
-        self._handles: list[Any] = []
+        self._finders: list[Callable[[], None]] = []  # undo what only the search for model and settings needs
+        self._step_hook: Any = None
         self._hooked: dict[int, bytes] = {}  # id of a module in its forward pass -> the generators before it
         self._clip: float | None = None
-        self._clip_grad_norm: Callable[..., Any] | None = None
+        self._clip_grad_norm = torch.nn.utils.clip_grad_norm_
         self._started = 0.0
         self.recorder: Recorder | None = None
 
     def __enter__(self) -> Self:
+        """See `start`.
+
+        Returns:
+            The watch.
+        """
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """See `finish`."""
+        self.finish(error)
+
+    def start(self) -> Self:
         """Attaches the global hooks.
 
         Returns:
             The watch.
         """
-        self._handles = [
-            register_module_forward_pre_hook(self._before_forward),
-            register_optimizer_step_pre_hook(self._before_step),
-        ]
+        self._step_hook = register_optimizer_step_pre_hook(self._before_step)
+        self._finders = [register_module_forward_pre_hook(self._before_forward).remove, self._restore_clipping]
         self._clip_grad_norm = torch.nn.utils.clip_grad_norm_
         torch.nn.utils.clip_grad_norm_ = self._clipping
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Detaches everything and closes the log; finished only if the training ended by itself.
+    def finish(self, error: BaseException | None = None) -> None:
+        """Detaches everything and closes the log.
+
+        Args:
+            error: what the training ended by; None if by itself, and then the log is finished.
 
         Raises:
-            UsageError: the training ended without an optimizer step.
+            UsageError: the training ended by itself without an optimizer step.
         """
-        self._detach()
-        for handle in self._handles:
-            handle.remove()
+        self._stop_finding()
+        self._step_hook.remove()
         if self.recorder is not None:
-            self.recorder.__exit__(kind, error, trace)
+            self.recorder.__exit__(type(error) if error is not None else None, error, None)
         elif error is None:
             raise UsageError(
                 "nothing was recorded: the training took no optimizer step",
                 hint="a model must be given labels in train mode, and one of torch's optimizers must take a step",
             )
 
-    def _detach(self) -> None:
+    def _stop_finding(self) -> None:
         """Leaves only the hook that looks out for a second optimizer."""
-        if self._clip_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_ = self._clip_grad_norm
-            self._clip_grad_norm = None
-            self._handles.pop(0).remove()
+        while self._finders:
+            self._finders.pop()()
+
+    def _restore_clipping(self) -> None:
+        torch.nn.utils.clip_grad_norm_ = self._clip_grad_norm
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """A module begins a forward pass; global hooks don't see keyword arguments, its own hook behind it does."""
@@ -154,8 +168,8 @@ class Watch:
     ) -> None:
         handle.remove()
         before = self._hooked.pop(id(module))
-        loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
-        if not isinstance(loss, Tensor):
+        loss = loss_of(output)
+        if loss is None:
             return
         drew = rng_state(next(module.parameters()).device) != before
         seen = _Pass(module, arguments_of(module, args, kwargs), loss.detach(), before, drew)
@@ -165,7 +179,6 @@ class Watch:
 
     def _clipping(self, parameters: Any, max_norm: float, norm_type: float = 2.0, *args: Any, **kwargs: Any) -> Any:
         """`torch.nn.utils.clip_grad_norm_`, whose threshold nothing else tells."""
-        assert self._clip_grad_norm is not None
         if norm_type != 2.0:
             raise UsageError(f"unsupported clipping: expected the L2 norm, found norm_type {norm_type}")
         self._clip = float(max_norm) if math.isfinite(max_norm) else None
@@ -174,7 +187,7 @@ class Watch:
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The first step starts the recorder, whose own hooks see this very step too."""
         if self.recorder is None:
-            self._start(optimizer)
+            self._start_recorder(optimizer)
         elif self.recorder.optimizer is not optimizer:
             raise UsageError(
                 f"two optimizers: a {type(optimizer).__name__} takes a step beside the recorded "
@@ -182,11 +195,11 @@ class Watch:
                 hint="a log holds the training of one model by one optimizer",
             )
 
-    def _start(self, optimizer: torch.optim.Optimizer) -> None:
+    def _start_recorder(self, optimizer: torch.optim.Optimizer) -> None:
         module = self._find_module(optimizer)
         passes = [seen for seen in self._passes if seen.module is module]
         description = self._describe(module, passes)
-        self._detach()
+        self._stop_finding()
         recorder = Recorder(self._log, module, optimizer, description, overwrite=self._options.overwrite)
         recorder.__enter__()
         self.recorder = recorder

@@ -40,17 +40,15 @@ def describe_optimizer(optimizer: torch.optim.Optimizer) -> OptimizerEntry:
             settings that can't be described.
     """
     kind = type(optimizer)
-    if is_eight_bit(kind):
-        hidden = hidden_settings(optimizer)
-        groups = tuple(hyperparameters(group) | hidden for group in optimizer.param_groups)
-        return OptimizerEntry(name=kind.__name__, groups=groups)
-    if SUPPORTED.get(kind.__name__) is not kind:
+    if SUPPORTED.get(kind.__name__) is not kind and not is_eight_bit(kind):
         raise UsageError(
             f"unsupported optimizer: expected one of torch.optim's {', '.join(sorted(SUPPORTED))}, or of "
             f"bitsandbytes' {', '.join(NAMES)}, found {kind.__module__}.{kind.__qualname__}",
             hint="a log can only be replayed through an optimizer whose state it knows",
         )
-    return OptimizerEntry(name=kind.__name__, groups=tuple(hyperparameters(group) for group in optimizer.param_groups))
+    hidden = hidden_settings(optimizer) if is_eight_bit(kind) else {}
+    groups = tuple(hyperparameters(group) | hidden for group in optimizer.param_groups)
+    return OptimizerEntry(name=kind.__name__, groups=groups)
 
 
 def hyperparameters(group: dict[str, Any]) -> dict[str, Any]:

@@ -7,15 +7,17 @@ from torch import Tensor, nn
 
 from lmcleaner.choices import Denominator
 from lmcleaner.formats.bits import Bits
+from lmcleaner.formats.canonical import array_digest
 from lmcleaner.formats.errors import MismatchError
 from lmcleaner.formats.manifest import Manifest
+from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.steps import StepRecord
 from lmcleaner.training.batches import NOTHING, Digests, Inputs, step_inputs
 from lmcleaner.training.fingerprint import model_fingerprint
 from lmcleaner.training.models import load_base_model
 from lmcleaner.training.numerics import replay_device, restore_rng
-from lmcleaner.training.state import Gradient
-from lmcleaner.training.vectors import tensors_of, torch_dtype
+from lmcleaner.training.state import Gradient, TrainingState
+from lmcleaner.training.vectors import bits_of, tensors_of, torch_dtype
 
 
 def open_replay(manifest: Manifest, source: str | None = None, device: str | None = None) -> "ReplayModel":
@@ -36,6 +38,23 @@ def open_replay(manifest: Manifest, source: str | None = None, device: str | Non
     """
     where = replay_device(manifest, device)
     return ReplayModel(load_base_model(manifest, source), manifest, where)
+
+
+def repeat_step(log: TrainingLog, replay: "ReplayModel", state: TrainingState, number: int) -> bool:
+    """Takes a step of the run as it was.
+
+    Args:
+        log: the training log.
+        replay: the run's model.
+        state: the state before the step; is advanced.
+        number: the step.
+
+    Returns:
+        Whether the parameters are the run's own to the bit.
+    """
+    step = log.step(number)
+    state.apply(replay.gradient(step, state.parameters), step.lr)
+    return array_digest(bits_of(state.parameters)) == log.parameters_digest(number + 1)
 
 
 class ReplayModel:

@@ -103,6 +103,11 @@ def global_norm(tensors: Iterable[Tensor]) -> float:
     return math.hypot(*(float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for tensor in tensors))
 
 
+def distance(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+    """L2 distance of two lists of tensors, accumulated in float64."""
+    return global_norm(a.double() - b.double() for a, b in zip(left, right, strict=True))
+
+
 def evenly_spaced(tensors: Sequence[Tensor]) -> Tensor:
     """A copy of at most 262,144 elements, taken from all tensors at one spacing.
 

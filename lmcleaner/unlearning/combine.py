@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lmcleaner.training.vectors import global_norm
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
@@ -71,8 +69,3 @@ def _change(wanted: float, got: float, inner: float) -> Change:
     if not wanted:
         return Change(norm=got, norm_ratio=1.0, cosine=1.0)
     return Change(norm=got, norm_ratio=got / wanted, cosine=inner / (wanted * got) if got else 0.0)
-
-
-def distance(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
-    """L2 distance of two lists of tensors."""
-    return global_norm(a.double() - b.double() for a, b in zip(left, right, strict=True))
