@@ -113,8 +113,8 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """See `finish`."""
-        self.finish(error)
+        """See `finish`; a script that ends by `sys.exit(0)` has ended by itself."""
+        self.finish(None if isinstance(error, SystemExit) and not error.code else error)
 
     def start(self) -> Self:
         """Attaches the global hooks.

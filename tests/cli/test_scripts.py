@@ -37,6 +37,8 @@ if __name__ == "__main__":
             sys.exit("enough")
     model.save_pretrained(output)
     print("trained", Path(__file__).name, __name__)
+    if rest == ["--exit", "well"]:
+        sys.exit(0)
 """
 
 
@@ -91,6 +93,14 @@ def test_a_script_that_fails_fails_as_it_would_and_keeps_its_steps(base_model: P
         assert said in done.stderr
         assert "a bug in lmcleaner" not in done.stderr
         assert (TrainingLog(log).num_steps, TrainingLog(log).commit.finished) == (3, False)
+
+
+def test_a_script_that_exits_well_has_ended_by_itself(base_model: Path, folder: Path) -> None:
+    done = run(folder, *MAIN, "record", "log", "--", "code/train.py", base_model, folder / "out", "--exit", "well")
+    assert done.returncode == 0, done.stderr
+    log = TrainingLog(folder / "log")
+    assert (log.num_steps, log.commit.finished) == (5, True)
+    assert log.commit.self_check is not None
 
 
 def test_with_json_stdout_is_one_document(base_model: Path, folder: Path) -> None:
