@@ -13,7 +13,7 @@ from lmcleaner.recording.watch import Watch, WatchOptions
 def record_script(log: str, command: Sequence[str], options: WatchOptions | None = None) -> None:
     """Runs a script or a module in this process, with its own arguments, and records the training in it.
 
-    What the script ends by passes through. Unless it is an exit with code 0, the log is then that of an interrupted run.
+    What the script ends by passes through. Unless it is an exit with code 0, the log is that of an interrupted run.
 
     Args:
         log: folder or URL of the new log.
