@@ -44,7 +44,8 @@ class Costs:
         gradient_seconds: the gradient of a step.
         predicted_seconds: mode -> gradient and product of a step together, for modes that compute products.
         product_seconds: mode -> a product by itself.
-        carry_seconds: an optimizer step, the run's next θ, and δ with its norm.
+        carry_seconds: an optimizer step.
+        read_seconds: the run's next θ, and δ with its norm.
         written_seconds: a written mode's own part of a step, its curvature and its gradient from the log.
         open_seconds: opening a window at its checkpoint.
         activation_bytes: peak of the tensors that come and go, but for one vector of the parameters' size; None where
@@ -55,6 +56,7 @@ class Costs:
     predicted_seconds: dict[HessianMode, float]
     product_seconds: dict[HessianMode, float]
     carry_seconds: float
+    read_seconds: float
     written_seconds: float
     open_seconds: float
     activation_bytes: int | None
@@ -74,7 +76,8 @@ def logged_costs(log: TrainingLog) -> Costs:
         gradient_seconds=step,
         predicted_seconds={mode: factor * step for mode, factor in _CARRIED.items()},
         product_seconds={mode: factor * step for mode, factor in _PRODUCTS.items()},
-        carry_seconds=0.05 * step,
+        carry_seconds=0.03 * step,
+        read_seconds=0.02 * step,
         written_seconds=_WRITTEN * step,
         open_seconds=0.0,
         activation_bytes=None,
@@ -111,12 +114,13 @@ def measure_costs(
     seconds, activation_bytes = _parts_cost(log, replay, windows, parts) if reads_rows else ({}, 0)
     gradient_seconds = seconds.get("gradient", 0.0)
     with closing(trajectory):
-        carry_seconds = _carry_seconds(log, state, trajectory, windows[0], gradient_seconds)
+        carry_seconds, read_seconds = _carry_seconds(log, state, trajectory, windows[0], gradient_seconds)
     return Costs(
         gradient_seconds=gradient_seconds,
         predicted_seconds={mode: seconds.get("predicted", 0.0)},
         product_seconds={estimated: seconds.get("product", 0.0)} if estimated is not None else {},
         carry_seconds=carry_seconds,
+        read_seconds=read_seconds,
         written_seconds=logged_costs(log).written_seconds,
         open_seconds=open_seconds,
         activation_bytes=activation_bytes,
@@ -174,22 +178,25 @@ def _seconds_per_token(
 
 def _carry_seconds(
     log: TrainingLog, state: TrainingState, trajectory: ReadTrajectory, window: Window, gradient_seconds: float
-) -> float:
-    """Mean over the first steps of a window, as they are carried: updates are read ahead during a gradient."""
+) -> tuple[float, float]:
+    """Carrying and reading: means over the first steps of a window, updates being read ahead during a gradient."""
+    device = state.parameters[0].device
 
     def carry(number: int) -> None:
         step = log.step(number)
         state.apply([torch.zeros_like(parameter) for parameter in state.parameters], step.lr)
+
+    def read(number: int) -> None:
         there = trajectory.move_to(number + 1)
         if there is not None:
             global_norm([p - q.detach() for p, q in zip(there, state.parameters, strict=True)])
 
-    numbers = range(window.start, min(window.start + 1 + _STEPS, window.end))
-    seconds = list[float]()
-    for number in numbers:
+    carrying, reading = list[float](), list[float]()
+    for number in range(window.start, min(window.start + 1 + _STEPS, window.end)):
         time.sleep(min(gradient_seconds, _READ_AHEAD_SECONDS))
-        seconds.append(_timed(partial(carry, number), state.parameters[0].device))
-    return mean(seconds[1:] or seconds)
+        carrying.append(_timed(partial(carry, number), device))
+        reading.append(_timed(partial(read, number), device))
+    return mean(carrying[1:] or carrying), mean(reading[1:] or reading)
 
 
 def _timed(compute: Callable[[], object], device: torch.device) -> float:

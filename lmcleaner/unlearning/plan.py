@@ -19,8 +19,8 @@ from lmcleaner.unlearning.costs import Costs, logged_costs, measure_costs
 from lmcleaner.unlearning.recorded import Recorded, find_recorded, is_data_free
 from lmcleaner.unlearning.request import ForgetSet
 from lmcleaner.unlearning.sampling import block_steps
-from lmcleaner.unlearning.settling import marks
-from lmcleaner.unlearning.windows import Window, replayed_steps
+from lmcleaner.unlearning.settling import looks, marks
+from lmcleaner.unlearning.windows import Window, read_steps, replayed_steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,12 @@ def make_plan(
     plain += len(sampled - forget_set.skipped) if is_linearized else 0
     gradients = len(carried - found.gradients)
     estimates = sum(_estimate_products(log, window, mode, rank) for window in windows) if not found.curvature else 0
+    gradients_read = (found.given & {*lead_in}) | (found.gradients & carried)
     costs = _costs(log, replay, windows, mode, reads_rows=plain + gradients > 0)
+    reads = [
+        read_steps(w, log.checkpoint_steps, looks(w, log.checkpoint_steps, mode, is_end_fixed=is_end_fixed))
+        for w in windows
+    ]
     return Plan(
         mode=mode,
         steps=sum(window.end - window.start for window in windows),
@@ -109,10 +114,10 @@ def make_plan(
         replayed=replayed,
         data_free=all(free),
         updates=log.manifest.updates,
-        bytes_to_read=_bytes_to_read(log, windows, found, (found.given & {*lead_in}) | (found.gradients & carried)),
+        bytes_to_read=_bytes_to_read(log, windows, reads, found, gradients_read),
         seconds=_seconds(
             costs, mode, plain=plain, gradients=gradients, estimates=estimates,
-            lead_in=len(lead_in), carried=len(carried), windows=len(windows),
+            taken=len(lead_in) + len(carried), carried=len(carried), read=sum(map(len, reads)), windows=len(windows),
         ),
         parameter_memory_bytes=_parameter_memory(
             log, mode, rank, found, is_replayed=replayed > 0, is_sampled=is_linearized and bool(sampled)
@@ -137,17 +142,19 @@ def _seconds(
     plain: int,
     gradients: int,
     estimates: int,
-    lead_in: int,
+    taken: int,
     carried: int,
+    read: int,
     windows: int,
 ) -> float:
     """Gradients beside the carried steps', the carried steps', products of estimates, and what every step takes."""
-    total = plain * costs.gradient_seconds + (lead_in + carried) * costs.carry_seconds + windows * costs.open_seconds
+    total = plain * costs.gradient_seconds + taken * costs.carry_seconds
+    total += read * costs.read_seconds + windows * costs.open_seconds
     if mode in OPERATORS:
         return total + carried * costs.predicted_seconds[mode]
     total += gradients * costs.gradient_seconds
     if mode in WRITTEN:
-        total += (lead_in + carried) * costs.written_seconds
+        total += taken * costs.written_seconds
     return total + (estimates * costs.product_seconds[ESTIMATED[mode]] if estimates else 0.0)
 
 
@@ -222,7 +229,9 @@ def _estimate_products(log: TrainingLog, window: Window, mode: HessianMode, rank
     return sum(num_products(mode, rank, log.manifest.num_elements, room) for room in rooms)
 
 
-def _bytes_to_read(log: TrainingLog, windows: Sequence[Window], found: Recorded, gradients: Collection[int]) -> int:
+def _bytes_to_read(
+    log: TrainingLog, windows: Sequence[Window], reads: Sequence[set[int]], found: Recorded, gradients: Collection[int]
+) -> int:
     """Checkpoints that windows start from and the last one, those at which θ is known again, and updates between.
 
     Besides them recorded gradients, and the estimates of the curvature that windows reach into.
@@ -230,9 +239,10 @@ def _bytes_to_read(log: TrainingLog, windows: Sequence[Window], found: Recorded,
     sizes, kept, readable = log.bytes_on_disk(), frozenset(log.tree.rows_of(UPDATES, log.commit)), log.readable_steps
     per_step = sizes[UPDATES] / max(1, len(kept))
     per_checkpoint = sizes["checkpoints"] / len(log.checkpoint_steps)
-    steps = [step for window in windows for step in range(window.start, window.end)]
-    num_updates = sum(step in kept and step in readable for step in steps)
-    num_checkpoints = len(windows) + 1 + sum(step not in kept and step + 1 in log.commit.checkpoints for step in steps)
+    num_updates = sum(step in kept and step in readable for steps in reads for step in steps)
+    left_out = {step for w in windows for step in range(w.start, w.end)} - {step for steps in reads for step in steps}
+    unread = left_out | {step for steps in reads for step in steps if step not in kept}
+    num_checkpoints = len(windows) + 1 + sum(step + 1 in log.commit.checkpoints for step in unread)
     per_gradient = sizes[GRADIENTS] / max(1, len(log.tree.rows_of(GRADIENTS, log.commit)))
     per_estimate = sizes[CURVATURE] / max(1, len(log.commit.curvature))
     stops = [*found.curvature[1:], log.num_steps]

@@ -1,11 +1,13 @@
 """Whether a deviation still moves: at the end of a window, or to find where a window may end."""
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lmcleaner.choices import HessianMode
 from lmcleaner.training.vectors import evenly_spaced
 from lmcleaner.unlearning.windows import Window
 
@@ -70,7 +72,7 @@ class Settling:
         return is_quiet and self.left_out is not None and self.left_out <= self._tolerance
 
     def _look_at_end(self, step: int, deviation: list[Tensor]) -> None:
-        if step <= self._window.end - max(1, self._window.num_carried // 10):
+        if step <= _tenth_before_end(self._window):
             self._before, self._taken = evenly_spaced(deviation), step
         if step == self._window.end:
             self._compare(step, deviation)
@@ -84,6 +86,30 @@ class Settling:
         lately, to_come = float(self._rates[self._taken : step].sum()), float(self._rates[step:].sum())
         if lately or not to_come:
             self.left_out = self.moved * math.sqrt(to_come / lately) if to_come else 0.0
+
+
+def looks(window: Window, checkpoint_steps: Iterable[int], mode: HessianMode, *, is_end_fixed: bool) -> frozenset[int]:
+    """Steps at which θ is read and δ looked at.
+
+    Args:
+        window: the window.
+        checkpoint_steps: steps whose θ lies ready.
+        mode: how gradients are found.
+        is_end_fixed: whether it ends at `window.end` whatever happens.
+
+    Returns:
+        All after the first occurrence's. SECANT needs no θ, and so that few updates are read: the first of them, those
+        with a checkpoint, those from which settling is judged, and the end.
+    """
+    if mode is not HessianMode.SECANT:
+        return frozenset(range(window.first + 1, window.end + 1))
+    judged = {_tenth_before_end(window)} if is_end_fixed else {step + 1 for step in marks(window, is_end_fixed=False)}
+    found = {window.first + 1, *checkpoint_steps, *judged, window.end}
+    return frozenset(step for step in found if window.first < step <= window.end)
+
+
+def _tenth_before_end(window: Window) -> int:
+    return window.end - max(1, window.num_carried // 10)
 
 
 def _next_look(carried: int) -> int:

@@ -23,7 +23,7 @@ from lmcleaner.unlearning.propagation import Carrier, OptimizerCarrier, make_car
 from lmcleaner.unlearning.recorded import is_data_free
 from lmcleaner.unlearning.sampling import SampledOracle
 from lmcleaner.unlearning.setting import Setting
-from lmcleaner.unlearning.settling import Settling, marks
+from lmcleaner.unlearning.settling import Settling, looks, marks
 from lmcleaner.unlearning.trajectory import Trajectory, open_trajectory
 from lmcleaner.unlearning.windows import Window, windows_in
 
@@ -38,7 +38,7 @@ class WindowReport:
     Attributes:
         window: the window.
         v0_norm: ‖δ‖ after the first occurrence's step.
-        v_peak_norm: largest ‖δ‖ on the way.
+        v_peak_norm: largest ‖δ‖ that was seen on the way; in secant mode that is not at every step, see `looks`.
         v_norm: ‖δ‖ at the end.
         gradients: gradients computed.
         products: curvature products computed.
@@ -158,10 +158,11 @@ def sweep_window(
     data_free = is_data_free(log, setting.forget_set, window, setting.mode, rank)
     tolerance = options.settle_tolerance if options.K == "auto" else None
     marked = frozenset() if data_free else marks(window, is_end_fixed=tolerance is None)
-    rates = log.table("steps/lr").max(axis=1)
+    looked = looks(window, log.checkpoint_steps, setting.mode, is_end_fixed=tolerance is None)
+    settling = Settling(window, tolerance, log.table("steps/lr").max(axis=1))
     sampled = _sampled_oracle(setting, carrier, window, options)
     with closing(open_trajectory(log, setting.replay, window.start, window.end, setting.mode)) as trajectory:
-        walk = _Walk(log, window.first, carrier, trajectory, marked, Settling(window, tolerance, rates), sampled)
+        walk = _Walk(log, window.first, carrier, trajectory, marked, looked, settling, sampled)
         if replay_exact is False:
             walk.drop_drift()
         for number in range(window.first, window.end):
@@ -220,10 +221,10 @@ class _Walk:
 
     def __init__(
         self, log: TrainingLog, first: int, carrier: Carrier, trajectory: Trajectory, marked: frozenset[int],
-        settling: Settling, sampled: SampledOracle | None,
+        looked: frozenset[int], settling: Settling, sampled: SampledOracle | None,
     ) -> None:  # fmt: skip
         self._log, self._carrier, self._trajectory = log, carrier, trajectory
-        self._marked, self.settling, self._sampled = marked, settling, sampled
+        self._marked, self._looked, self.settling, self._sampled = marked, looked, settling, sampled
         self._here = trajectory.move_to(first)
         self._limit = 0.0
         self.norms: dict[int, float] = {}
@@ -232,7 +233,7 @@ class _Walk:
     def step(self, number: int, occurrence_steps: Sequence[int]) -> bool:
         """Takes a step; whether the window may end after it."""
         self._advance(number, self._log.step(number))
-        self._here = self._trajectory.move_to(number + 1)
+        self._here = self._trajectory.move_to(number + 1) if number + 1 in self._looked else None
         if self._here is None:
             return False
         deviation = self._measure(number + 1, self._here)

@@ -38,9 +38,10 @@ class ReadTrajectory(Trajectory):
         self._reconstruction = Reconstruction(log, start, parts=self._parts, horizon=end)
 
     def move_to(self, step: int) -> list[Tensor] | None:
-        """θ[step] if the log has it; applies the updates in between."""
-        if self._log.missing_update(self._reconstruction.step, step) is not None:
-            start = self._log.nearest_checkpoint(step)
+        """θ[step] if the log has it; applies the updates in between, or those since a checkpoint on the way."""
+        start = self._log.nearest_checkpoint(step)
+        is_cut_off = self._log.missing_update(self._reconstruction.step, step) is not None
+        if is_cut_off or start - self._reconstruction.step > 1:
             if self._log.missing_update(start, step) is not None:
                 return None
             self._begin_anew(start)
@@ -107,7 +108,7 @@ def open_trajectory(log: TrainingLog, replay: ReplayModel, start: int, end: int,
         replay: the run's model.
         start: checkpoint to begin at.
         end: the last step that may be asked for.
-        mode: SECANT needs θ at the ends only, the others at every step.
+        mode: SECANT needs θ where δ is looked at only, the others at every step.
 
     Returns:
         A trajectory at θ[start].

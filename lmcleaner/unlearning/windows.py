@@ -1,6 +1,6 @@
 """The steps through which a deviation is carried."""
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -118,6 +118,26 @@ def windows_in(log: TrainingLog, occurrence_steps: Sequence[int], K: Steps) -> t
         checkpoint_steps=log.checkpoint_steps,
         known_steps=log.readable_steps,
     )
+
+
+def read_steps(window: Window, checkpoint_steps: Sequence[int], looks: Iterable[int]) -> set[int]:
+    """Steps whose updates lead to θ wherever it is looked at: from the window's start, or from a checkpoint on the way.
+
+    Args:
+        window: the window.
+        checkpoint_steps: steps with a checkpoint, ascending; 0 is one.
+        looks: steps before which θ is looked at, within the window.
+
+    Returns:
+        The steps.
+    """
+    found, at = set[int](), window.start
+    for step in sorted(looks):
+        nearest = checkpoint_steps[bisect_right(checkpoint_steps, step) - 1]
+        at = nearest if nearest - at > 1 else at
+        found.update(range(at, step))
+        at = step
+    return found
 
 
 def replayed_steps(window: Window, checkpoint_steps: Sequence[int], readable: frozenset[int]) -> int:
