@@ -536,7 +536,7 @@ def test_a_log_that_cant_be_written_is_refused(copied: TinyRun, tmp_path: Path) 
 
 
 def test_a_replay_that_is_not_the_runs_changes_nothing(base_model: Path, tmp_path: Path) -> None:
-    run = _own_loop(base_model, tmp_path / "log", scale=1.5)
+    run = _own_loop(base_model, tmp_path / "log", scale=1.001)  # close enough for the self-check
     before = _files(run.log)
     with pytest.raises(MismatchError, match="bit for bit: the parameters after step 0 differ"):
         _redact(run, tmp_path / "out", run.open().step(2).samples[0].digest.hex())
