@@ -159,12 +159,12 @@ def test_secant_costs_about_one_plain_training(adamw: TinyRun, tmp_path: Path) -
 def test_a_step_without_rows_costs_little_beside_a_training_step(mode: str, tmp_path: Path) -> None:
     """Prints both in processor time, which the machine's load changes less; no assertion on a clock."""
     kind = "none" if mode == "fisher" else mode
-    run = _record(tmp_path, gradients="lossless", curvature=kind, checkpoint_every=20)
+    run = _record(tmp_path, gradients="lossless", curvature=kind, checkpoint_every=48)
     log, replay = run.open(), run.replay_model()
-    step, parameters = log.step(40), replay.load(log.parameters(40))
+    step, parameters = log.step(48), replay.load(log.parameters(48))
     spent = [time.process_time()]
     with restored_numerics(log.manifest.numerics):
-        state = TrainingState(log.manifest, log.checkpoint(40), replay.device)
+        state = TrainingState(log.manifest, log.checkpoint(48), replay.device)
         for _ in range(20):
             state.apply(replay.gradient(step, parameters), step.lr)
         spent.append(time.process_time())

@@ -29,12 +29,10 @@ def test_a_sweep_holds_few_vectors_and_no_more_for_more_rows_or_steps(tmp_path: 
         )["peak"]
         for mode, steps, rows in (
             ("secant", "2", "one"),
-            ("secant", "all", "one"),
             ("secant", "all", "many"),
-            ("GGN", "all", "one"),
-            ("exact", "all", "one"),
+            ("GGN", "2", "one"),
+            ("exact", "2", "one"),
         )
     }
     assert all(peak <= limit for peak in peaks.values()), (str(peaks), limit)
-    assert abs(peaks["secant", "all", "one"] - peaks["secant", "2", "one"]) < vector
-    assert abs(peaks["secant", "all", "many"] - peaks["secant", "all", "one"]) < vector
+    assert abs(peaks["secant", "all", "many"] - peaks["secant", "2", "one"]) < vector
