@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from lmcleaner.choices import DEFAULT_RANK, WRITTEN, HessianMode
+from lmcleaner.choices import DEFAULT_RANK, WRITTEN, HessianMode, Propagation
 from lmcleaner.curvature.linearized import OPERATORS
 from lmcleaner.curvature.segments import ESTIMATED, num_products
 from lmcleaner.formats.bits import BIT_DTYPES
@@ -66,6 +66,7 @@ def make_plan(
     mode: HessianMode,
     rank: int = DEFAULT_RANK,
     *,
+    propagation: Propagation = Propagation.OPTIMIZER,
     oracle_sample: float = 0.0,
     is_end_fixed: bool = True,
     replay: ReplayModel | None = None,
@@ -78,6 +79,7 @@ def make_plan(
         windows: the request's windows; those that may end earlier, and then be followed by others, at their longest.
         mode: how gradients are found.
         rank: eigenpairs of LOW_RANK.
+        propagation: through the optimizer, or the paper's form.
         oracle_sample: percent of the steps that are taken twice.
         is_end_fixed: whether each window is carried to its end whatever happens.
         replay: the run's model, to measure on this machine what a step costs; None takes the run's own step times.
@@ -120,7 +122,7 @@ def make_plan(
             taken=len(lead_in) + len(carried), carried=len(carried), read=sum(map(len, reads)), windows=len(windows),
         ),
         parameter_memory_bytes=_parameter_memory(
-            log, mode, rank, found, is_replayed=replayed > 0, is_sampled=is_linearized and bool(sampled)
+            log, mode, rank, found, propagation, is_replayed=replayed > 0, is_sampled=is_linearized and bool(sampled)
         ),
         activation_bytes=costs.activation_bytes,
     )  # fmt: skip
@@ -255,21 +257,30 @@ def _bytes_to_read(
 
 
 def _parameter_memory(
-    log: TrainingLog, mode: HessianMode, rank: int, found: Recorded, *, is_replayed: bool, is_sampled: bool
+    log: TrainingLog,
+    mode: HessianMode,
+    rank: int,
+    found: Recorded,
+    propagation: Propagation,
+    *,
+    is_replayed: bool,
+    is_sampled: bool,
 ) -> int:
     """θ, θ′, a gradient and θ′'s optimizer state; δ where a product needs it; an estimate, and what it is made from.
 
-    Where the run's θ is replayed, that θ and its optimizer's state as well, beside the θ that was read last. A written
-    mode holds its product, and what a recorded gradient is decoded into. Eigenpairs take another vector for a product,
-    and twice their size while they are read, 3·rank + 1 vectors while they are made. Steps that are taken twice need
-    another training state, and their error.
+    The paper's form holds δ and, where it is measured, θ - δ, but no optimizer's state. Where the run's θ is replayed,
+    that θ and its optimizer's state as well, beside the θ that was read last. A written mode holds its product, and
+    what a recorded gradient is decoded into. Eigenpairs take another vector for a product, and twice their size while
+    they are read, 3·rank + 1 vectors while they are made. Steps that are taken twice need another training state, and
+    their error.
     """
     states = state_vectors(log.manifest.optimizer)
     estimate = 1 if mode in ESTIMATED else 0
     if mode is HessianMode.LOW_RANK:
         pairs = max((entry.pairs for entry in log.commit.curvature.values()), default=rank)
         estimate = 1 + (pairs + rank if found.curvature else 3 * rank + 1)
-    vectors = 3 + states + int(mode is not HessianMode.SECANT) + (1 + states) * is_replayed + estimate
+    own = states if propagation is Propagation.OPTIMIZER else 0
+    vectors = 3 + own + int(mode is not HessianMode.SECANT) + (1 + states) * is_replayed + estimate
     vectors += (2 + states) * is_sampled
     vectors += int(mode in WRITTEN) + int(bool(found.gradients))
     return int(vectors * log.manifest.num_elements) * BIT_DTYPES[log.manifest.model.dtype].itemsize

@@ -138,18 +138,27 @@ class PaperCarrier(Carrier):
     def _carry(
         self, number: int, step: StepRecord, parameters: Sequence[Tensor], rates: list[float], measure: bool
     ) -> float | None:
-        setting = self._setting
         directions = [v.to(p.dtype) for v, p in zip(self._deviation, parameters, strict=True)]
+        # Before the product is there, so that a sweep holds no more than θ, v, θ - v and a gradient.
+        ends = self._gradients_at_both_ends(step, parameters, directions) if measure else None
         product = self._prediction.product(number, step, parameters, directions)
-        error = None
-        if measure:
-            here = setting.gradient(step, parameters)
-            there = setting.gradient(step, [p - d for p, d in zip(parameters, directions, strict=True)])
-            predicted = [None if g is None else g - c for g, c in zip(here, product, strict=True)]
-            error = relative_error(_elements(predicted), _elements(there))
         for v, change, rate in zip(self._deviation, product, rates, strict=True):
             v.sub_(_wide(change), alpha=rate)
-        return error
+        if ends is None:
+            return None
+        here, there, is_reached = ends
+        change = evenly_spaced([part for part, reached in zip(product, is_reached, strict=True) if reached])
+        return relative_error(here - change, there)
+
+    def _gradients_at_both_ends(
+        self, step: StepRecord, parameters: Sequence[Tensor], directions: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, list[bool]]:
+        """Elements of the true gradients at θ and at θ - v, and which parameters they reach."""
+        gradient = self._setting.gradient(step, parameters)
+        here, is_reached = _elements(gradient), [part is not None for part in gradient]
+        del gradient
+        there = self._setting.gradient(step, [p - d for p, d in zip(parameters, directions, strict=True)])
+        return here, _elements(there), is_reached
 
     def _add_initial(self, step: StepRecord, parameters: Sequence[Tensor], rates: list[float]) -> None:
         """Adds -(η/B)∇ℓ of the forgotten rows alone."""

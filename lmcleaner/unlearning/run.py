@@ -137,8 +137,8 @@ def _planned(
     if options.hessian_mode is HessianMode.LOW_RANK:
         check_rank(rank, log.manifest.num_elements, replay.device)
     plan = make_plan(
-        log, forget_set, windows, options.hessian_mode, rank, oracle_sample=options.oracle_sample,
-        is_end_fixed=options.K != "auto", replay=replay,
+        log, forget_set, windows, options.hessian_mode, rank, propagation=options.propagation,
+        oracle_sample=options.oracle_sample, is_end_fixed=options.K != "auto", replay=replay,
     )  # fmt: skip
     warnings = tuple(foreseen_reasons(log, options))
     lines = tuple(plan_lines(log, forget_set, windows, plan, warnings, redact=options.redact))
