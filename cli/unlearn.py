@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 _FORGET = typer.Option(
     metavar="NAME|FILE|DIGESTS|steps:A,B-C",
-    help="What to forget: a file beside the recorded data by its name, a file of rows, digests of samples "
+    help="What to forget: a split of the recorded data set by its name, rows as --data names them, digests of samples "
     "(8 digits of each or more), or steps. Once for each request.",
 )
 Forget = Annotated[list[str], _FORGET]
