@@ -69,12 +69,11 @@ def _load(name: str, config: str | None, source: str) -> Mapping[str, Any]:
 
 
 def _chosen(splits: Mapping[str, Any], split: str | None, source: str) -> str:
-    wanted = split or ("train" if "train" in splits else None)
-    if wanted is None and len(splits) == 1:
-        return next(iter(splits))
+    is_only = split is None and len(splits) == 1
+    wanted = next(iter(splits)) if is_only else split or "train"
     if wanted not in splits:
         raise NotFoundError(
-            f"no such split: {source}: expected one of {sorted(splits)}, found {wanted or 'none'}",
+            f"no such split: {source}: expected one of {sorted(splits)}, found {wanted}",
             hint="name it behind a colon, as in locuslab/TOFU:forget10",
         )
     return wanted
