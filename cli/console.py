@@ -80,8 +80,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> No
     table = Table(*shown, box=None)
     for row in rows:
         table.add_row(*(_cell(row.get(column)) for column in shown))
-    console = Console(file=sys.stdout, highlight=False, markup=False)
-    console.print(table, crop=False, width=None if console.is_terminal else _WIDE)
+    width = None if sys.stdout.isatty() else _WIDE
+    Console(file=sys.stdout, highlight=False, markup=False, width=width).print(table)
 
 
 def _cell(value: Any) -> str:

@@ -143,7 +143,7 @@ def _section(top: Section, key: str, known: set[str]) -> Section:
     return section
 
 
-def _requests(top: Section) -> list[Section]:
+def _requests(top: Section) -> Sequence[Section]:
     """Each with a name of its own; one without anything where the file lists none."""
     if "requests" not in top:
         return [{}]
@@ -159,7 +159,7 @@ def _axes(top: Section) -> dict[tuple[str, str], list[Marked]]:
     """The grid's lists by section and key; those of the recordings come first, so that their cells stand together."""
     grid = top["grid"].mapping() if "grid" in top else {}
     check_keys(grid, _GRID)
-    axes = {}
+    axes = dict[tuple[str, str], list[Marked]]()
     for section, known in _GRID.items():
         lists = grid[section].mapping() if section in grid else {}
         check_keys(lists, known)
@@ -185,10 +185,11 @@ def _cell(
     record = {**sections["record"], **chosen["record"]}
     unlearn = {**sections["unlearn"], **{k: v for k, v in request.items() if k != "name"}, **chosen["unlearn"]}
     classic = built(ClassicOptions, unlearn, values_for(ClassicOptions, unlearn), places["unlearn"])
+    values = _unlearn_values(unlearn)
     recording = _recording(name + _suffix(chosen["record"]), saves, record, classic, chosen, places["record"])
     own = f"_{request['name'].value}" if request else ""
     cell_name = recording.name + own + _suffix(chosen["unlearn"])
-    values = _unlearn_values(unlearn) | {"output": saves / "unlearn" / cell_name}
+    values["output"] = saves / "unlearn" / cell_name
     audit = sections["audit"]
     return Cell(
         name=cell_name,

@@ -93,14 +93,14 @@ class _Reader:
             return Marked(self._mapping(node, keys), place)
         if isinstance(node, yaml.SequenceNode):
             return Marked([self.marked(entry, f"{keys}[{n}]") for n, entry in enumerate(node.value)], place)
-        return Marked(self._loader.construct_object(node, deep=True), place)  # type: ignore[no-untyped-call]
+        return Marked(self._loader.construct_object(node, deep=True), place)
 
     def _mapping(self, node: yaml.MappingNode, keys: str) -> dict[str, Marked]:
         own = [str(key.value).replace("-", "_") for key, _ in node.value]
         for number, (key, _) in enumerate(node.value):
             if own[number] in own[:number]:
                 raise UsageError(f"{self._place(keys, key.start_mark.line)}: {key.value} stands here a second time")
-        self._loader.flatten_mapping(node)  # type: ignore[no-untyped-call]  # takes in what << refers to
+        self._loader.flatten_mapping(node)  # takes in what << refers to
         found = dict[str, Marked]()
         for key, value in node.value:
             name = str(key.value).replace("-", "_")

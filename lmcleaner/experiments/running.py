@@ -45,8 +45,7 @@ def run_experiments(experiments: Experiments, progress: Progress | None = None) 
     summary = Summary(name=experiments.name, folder=experiments.saves / "experiments" / experiments.name, rows=())
     for number, cell in enumerate(experiments.cells, start=1):
         progress.say(f"cell {number} of {len(experiments.cells)}: {cell.name}")
-        found, failure = _attempt(lambda cell=cell: _row(cell, recordings, progress), progress)  # type: ignore[misc]
-        rows.append({"cell": cell.name, **cell.choices, **(found if failure is None else _failed(failure, progress))})
+        rows.append({"cell": cell.name, **cell.choices, **_outcome(cell, recordings, progress)})
         summary = replace(summary, rows=tuple(rows))
         with storage_errors(summary.folder):
             write_summary(summary)
@@ -63,9 +62,13 @@ def _attempt(work: Callable[[], Done], progress: Progress) -> tuple[Done | None,
         return None, LmcleanerError(f"unexpected: {type(error).__name__}: {error}")
 
 
-def _failed(failure: LmcleanerError, progress: Progress) -> Row:
-    progress.say(f"FAILED: {failure.message}")
-    return {"state": "failed", "error": failure.message, "kind": failure.kind, "exit_code": failure.exit_code}
+def _outcome(cell: Cell, recordings: dict[str, LmcleanerError | None], progress: Progress) -> Row:
+    row, failure = _attempt(lambda: _row(cell, recordings, progress), progress)
+    if failure is not None:
+        progress.say(f"FAILED: {failure.message}")
+        return {"state": "failed", "error": failure.message, "kind": failure.kind, "exit_code": failure.exit_code}
+    assert row is not None
+    return row
 
 
 def _row(cell: Cell, recordings: dict[str, LmcleanerError | None], progress: Progress) -> Row:
