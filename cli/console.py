@@ -3,14 +3,16 @@
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from lmcleaner.formats.errors import LmcleanerError
 
+_WIDE = 400  # columns where no terminal limits them
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -70,6 +72,22 @@ def print_json(document: Any) -> None:
 def print_text(text: str = "") -> None:
     """Prints a line of data to stdout."""
     sys.stdout.write(text + "\n")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints a table to stdout; a column without any value is left out."""
+    shown = [column for column in columns if any(row.get(column) is not None for row in rows)]
+    table = Table(*shown, box=None)
+    for row in rows:
+        table.add_row(*(_cell(row.get(column)) for column in shown))
+    width = None if sys.stdout.isatty() else _WIDE
+    Console(file=sys.stdout, highlight=False, markup=False, width=width).print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def print_error(error: LmcleanerError, *, as_json: bool) -> None:

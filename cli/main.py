@@ -15,6 +15,7 @@ from lmcleaner.cli.curvature import curvature
 from lmcleaner.cli.inspect import inspect
 from lmcleaner.cli.prune import prune
 from lmcleaner.cli.record import record
+from lmcleaner.cli.run import run
 from lmcleaner.cli.shared import ScriptCommand, script_of
 from lmcleaner.cli.unlearn import unlearn
 from lmcleaner.formats.errors import LmcleanerError, ResourceError
@@ -96,7 +97,7 @@ def _quieten_libraries() -> None:
 
 
 app.command(cls=ScriptCommand)(_with_exit_codes(record))
-for _command in (inspect, unlearn, audit, prune, curvature):
+for _command in (inspect, unlearn, audit, prune, curvature, run):
     app.command()(_with_exit_codes(_command))
 
 

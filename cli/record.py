@@ -37,7 +37,7 @@ def record(
         Path | None, typer.Option(metavar="DIR", help="Folder for the final model; must not exist.")
     ] = None,
     model: Annotated[str, typer.Option(metavar="DIR_OR_NAME", help="Base model.")] = "",
-    data: Annotated[str, typer.Option(metavar="FILE|DIR|HUB_NAME", help="Rows to train on.")] = "",
+    data: Annotated[str, typer.Option(metavar="FILE|DIR[:NAME]|HUB_NAME[:NAME]", help="Rows to train on.")] = "",
     epochs: Annotated[float, typer.Option(help="Passes over the rows.")] = _d("epochs"),
     batch_size: Annotated[int, typer.Option(help="Rows of a microbatch.")] = _d("batch_size"),
     grad_accum: Annotated[int, typer.Option(help="Microbatches of a step.")] = _d("grad_accum"),

@@ -11,21 +11,22 @@ from lmcleaner.cli.console import Reporter, print_json, print_text
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Device, Log, Model, Quiet, default_of, parse_K
 from lmcleaner.formats.wording import counted
 from lmcleaner.unlearning.options import (
+    AUTO,
     DEFAULT_DAMPING,
     DEFAULT_K,
     DEFAULT_SETTLE_TOLERANCE,
     DEFAULT_TOLERANCE,
     Thresholds,
     UnlearnOptions,
+    mode_options,
 )
 
 if TYPE_CHECKING:
     from lmcleaner.unlearning.run import UnlearnResult
 
-AUTO = "auto"
 _FORGET = typer.Option(
     metavar="NAME|FILE|DIGESTS|steps:A,B-C",
-    help="What to forget: a file beside the recorded data by its name, a file of rows, digests of samples "
+    help="What to forget: a split of the recorded data set by its name, rows as --data names them, digests of samples "
     "(8 digits of each or more), or steps. Once for each request.",
 )
 Forget = Annotated[list[str], _FORGET]
@@ -128,7 +129,7 @@ def unlearn(
     """
     options = UnlearnOptions(
         forget=forget, output=output, model=model, device=device, level=level, K=parse_K(K),
-        settle_tolerance=settle_tolerance, **_mode(hessian_mode, tolerance), propagation=propagation,
+        settle_tolerance=settle_tolerance, **mode_options(hessian_mode, tolerance), propagation=propagation,
         denominator=denominator, damping=damping, rank=rank, dry_run=dry_run, oracle=oracle,
         oracle_sample=oracle_sample, redact=redact, ledger=not no_ledger,
         thresholds=Thresholds(
@@ -149,15 +150,6 @@ def unlearn(
             print_text(line)
     if not result.is_good:
         raise typer.Exit(1)
-
-
-def _mode(text: str, tolerance: float | None) -> dict[str, Any]:
-    """The mode, and the tolerance where it is left open."""
-    if text.lower() == AUTO:
-        return {"hessian_mode": HessianMode.SECANT, "tolerance": DEFAULT_TOLERANCE if tolerance is None else tolerance}
-    if tolerance is not None:
-        raise typer.BadParameter(f"--tolerance belongs to --hessian-mode auto: found --hessian-mode {text}")
-    return {"hessian_mode": next((mode for mode in HessianMode if mode.lower() == text.lower()), text)}
 
 
 def _dry_run_json(result: "UnlearnResult") -> dict[str, Any]:

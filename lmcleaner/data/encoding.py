@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lmcleaner.data.rows import Row
+from lmcleaner.data.files import Row
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
 

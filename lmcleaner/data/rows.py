@@ -1,16 +1,17 @@
-"""Reads rows from a file, a folder or a hub data set."""
+"""Reads rows from a file, a folder or a hub data set, and finds others of the same data set by name."""
 
 import hashlib
-import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from lmcleaner.data.files import SUFFIXES, Row, rows_of
+from lmcleaner.data.hub import read_split
 from lmcleaner.formats.canonical import json_digest
 from lmcleaner.formats.errors import NotFoundError, UsageError
 
-Row = dict[str, Any]
-_SUFFIXES = (".jsonl", ".json")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+){0,2}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +22,7 @@ class RowSource:
         source: absolute path, or name of a hub data set with its configuration.
         split: name of the split that was read; the file's stem for a file.
         sha256: digest of the file, or of the rows where there is no file.
-        rows: the rows in order.
+        rows: the rows in order, each without the columns that it has no value in.
     """
 
     source: str
@@ -34,76 +35,108 @@ def read_rows(source: str) -> RowSource:
     """Reads training rows.
 
     Args:
-        source: a JSON or JSON-lines file; a folder that holds `train.jsonl`, `train.json` or just one such file; or a
-            hub name with an optional `:config`.
+        source: a file of JSON, JSON lines, CSV or Parquet; a folder that holds one of them or one called `train`, or
+            with `:NAME` the one of that name; or a hub data set, with `:NAME` for a configuration or a split, or with
+            `:CONFIG:SPLIT`.
 
     Returns:
         At least one row.
 
     Raises:
-        NotFoundError: nothing there.
-        UsageError: a line that isn't a JSON object, or no rows at all.
+        NotFoundError: nothing there, or a library that it needs isn't.
+        UsageError: something in it is no row, or no rows at all.
     """
-    path = Path(source)
-    if path.is_dir():
-        path = _file_in(path)
-    if path.is_file():
+    path = _local(source)
+    if path is not None:
         return _read_file(path)
-    if path.suffix in _SUFFIXES or source.startswith((".", "/", "~")):
+    if Path(source).suffix in SUFFIXES or not _HUB_NAME.fullmatch(source):
         raise NotFoundError(f"no such data file: {source}")
-    return _read_hub(source)
+    name, *parts = source.split(":")
+    split, rows = read_split(name, parts)
+    return RowSource(source=source, split=split, sha256=json_digest(rows), rows=_with_values(rows, source))
 
 
-def _file_in(folder: Path) -> Path:
-    files = sorted(file for file in folder.iterdir() if file.suffix in _SUFFIXES)
+def beside(source: str, name: str) -> str | None:
+    """Where another part of a data set is.
+
+    Args:
+        source: where a part of it came from, as `RowSource` says.
+        name: of the other part: of a file in the same folder, with or without its suffix, or of a configuration or a
+            split of the same hub data set.
+
+    Returns:
+        A source for `read_rows`: the file's path, or the hub's name, which isn't looked up. None where there can't be
+        such a part.
+
+    Raises:
+        UsageError: several files have that name.
+    """
+    if Path(source).is_absolute():
+        file = _named(Path(source).parent, name)
+        return None if file is None else str(file)
+    dataset, *parts = source.split(":")
+    named = ":".join([dataset, *parts[:-1], name])
+    return named if _HUB_NAME.fullmatch(source) and _HUB_NAME.fullmatch(named) else None
+
+
+def _local(source: str) -> Path | None:
+    """The file that a source names, if it is on the disk."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        return _only_file(path)
+    folder, colon, name = source.rpartition(":")
+    if not colon or not Path(folder).is_dir():
+        return None
+    file = _named(Path(folder), name)
+    if file is None:
+        found = [file.name for file in _files(Path(folder))]
+        raise NotFoundError(f"no such data file: {source}: expected one of {found} in {folder}")
+    return file
+
+
+def _only_file(folder: Path) -> Path:
+    files = _files(folder)
     named = [file for file in files if file.stem == "train"] or files
     if len(named) != 1:
         found = [file.name for file in files]
-        raise NotFoundError(f"no data file to choose: {folder}: expected train.jsonl or one file, found {found}")
+        raise NotFoundError(
+            f"no data file to choose: {folder}: expected train.jsonl or one file, found {found}",
+            hint=f"name one of them behind a colon, as in {folder}:{files[0].stem}" if files else None,
+        )
     return named[0]
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
+
+
+def _named(folder: Path, name: str) -> Path | None:
+    found = [path for path in (folder / f"{name}{suffix}" for suffix in ("", *SUFFIXES)) if is_file(path)]
+    if len(found) > 1:
+        raise UsageError(
+            f"several files of that name: {folder}: {[path.name for path in found]}",
+            hint="give the name with its suffix",
+        )
+    return found[0] if found else None
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file lies there; what is longer than any file name is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _read_file(path: Path) -> RowSource:
     content = path.read_bytes()
-    rows = tuple(_parse(content.decode("utf-8"), path))
+    rows = _with_values(rows_of(path, content), str(path))
+    return RowSource(source=str(path.resolve()), split=path.stem, sha256=hashlib.sha256(content).hexdigest(), rows=rows)
+
+
+def _with_values(rows: Sequence[Row], source: str) -> tuple[Row, ...]:
     if not rows:
-        raise UsageError(f"no rows: {path}")
-    digest = hashlib.sha256(content).hexdigest()
-    return RowSource(source=str(path.resolve()), split=path.stem, sha256=digest, rows=rows)
-
-
-def _parse(text: str, path: Path) -> list[Row]:
-    """Rows of one JSON list, or of one JSON object a line, whatever the file is called."""
-    if text.lstrip().startswith("["):
-        numbered = list(enumerate(_loads(text, f"{path}"), start=1))
-    else:
-        lines = enumerate(text.splitlines(), start=1)
-        numbered = [(number, _loads(line, f"{path}: line {number}")) for number, line in lines if line.strip()]
-    for number, row in numbered:
-        if not isinstance(row, dict):
-            raise UsageError(f"not a row: {path}: row {number}: expected a JSON object, found {type(row).__name__}")
-    return [row for _, row in numbered]
-
-
-def _loads(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"not JSON: {where}, column {error.colno}: {error.msg}") from error
-
-
-def _read_hub(source: str) -> RowSource:
-    """The train split of a hub data set; needs the optional `datasets` library."""
-    name, _, config = source.partition(":")
-    try:
-        from datasets import load_dataset  # type: ignore[import-not-found, unused-ignore]
-    except ImportError as error:
-        raise NotFoundError(
-            f"no such data file, and hub data sets need the datasets library: {source}",
-            hint="give an existing file, or `pip install 'lmcleaner[hub]'`",
-        ) from error
-    try:
-        rows = tuple(dict(row) for row in load_dataset(name, config or None, split="train"))
-    except (OSError, ValueError) as error:
-        raise NotFoundError(f"the data set can't be loaded: {source}: {error}") from error
-    return RowSource(source=source, split="train", sha256=json_digest(rows), rows=rows)
+        raise UsageError(f"no rows: {source}")
+    return tuple({name: value for name, value in row.items() if value is not None} for row in rows)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcleaner.data.encoding import Encoding
-from lmcleaner.data.rows import RowSource, read_rows
+from lmcleaner.data.rows import RowSource, beside, is_file, read_rows
 from lmcleaner.formats.digests import find_digests, is_digest
 from lmcleaner.formats.errors import InsufficientLogError, MismatchError, NotFoundError, UsageError
 from lmcleaner.formats.reader import TrainingLog
@@ -48,7 +48,7 @@ def named_steps(log: TrainingLog, forget: str) -> tuple[int, ...]:
 
 
 def named_samples(log: TrainingLog, forget: str, load_tokenizer: Callable[[], Any]) -> set[bytes]:
-    """The samples that a file of rows, or a file or list of digests, names.
+    """The samples that rows, or a file or list of digests, name.
 
     Args:
         log: the training log.
@@ -59,21 +59,22 @@ def named_samples(log: TrainingLog, forget: str, load_tokenizer: Callable[[], An
         Digests of samples of the log.
 
     Raises:
-        NotFoundError: there is no such file, or the run never saw a row or a digest.
-        UsageError: something in a list of digests is none.
+        NotFoundError: there are no such rows, or the run never saw a row or a digest.
+        UsageError: something in a list of digests is none, or something in a file is no row.
         InsufficientLogError: the log doesn't say how rows became samples.
         MismatchError: the tokenizer is another one than the run's.
     """
-    file = _row_file(log, forget)
-    words = _words(forget if file is None else file.read_text(encoding="utf-8"))
+    recorded = str(log.manifest.data.get("source", ""))
+    place = _place_of_rows(recorded, forget)
+    words = _words_in(place) if place is not None and is_file(Path(place)) else _words(forget)
     if words and is_digest(words[0]):
         return set(find_digests(log, words))
-    if file is None:
+    if place is None:
         raise NotFoundError(
-            f"no such forget set: {forget}: neither a file, nor one beside the recorded data in {_beside(log)}",
+            f"no such forget set: {forget}: neither a file, nor one beside the recorded data in {_folder(recorded)}",
             hint="give a file of rows, sample digests (8 digits of each at least), or steps:10,20-25",
         )
-    source = read_rows(str(file))
+    source = read_rows(place)
     samples = _encode(log, source, load_tokenizer())
     return {
         _known(log, sample.digest, f"{source.source}: row {number}: {_excerpt(row)}")
@@ -81,25 +82,27 @@ def named_samples(log: TrainingLog, forget: str, load_tokenizer: Callable[[], An
     }
 
 
+def _place_of_rows(recorded: str, forget: str) -> str | None:
+    """A source of rows: the file itself, what lies beside the recorded data, or one with a colon as it stands."""
+    if is_file(Path(forget)):
+        return forget
+    return forget if ":" in forget else beside(recorded, forget)
+
+
 def _words(text: str) -> list[str]:
     return [word for word in re.split(r"[\s,]+", text) if word]
 
 
-def _row_file(log: TrainingLog, forget: str) -> Path | None:
-    """The file itself, or the file of that stem beside the recorded data, if there is one."""
-    beside = [_beside(log) / f"{forget}{suffix}" for suffix in ("", ".jsonl", ".json")]
-    return next((path for path in (Path(forget), *beside) if _is_file(path)), None)
-
-
-def _beside(log: TrainingLog) -> Path:
-    return Path(str(log.manifest.data.get("source", ""))).parent
-
-
-def _is_file(path: Path) -> bool:
+def _words_in(file: str) -> list[str]:
+    """Words of a file; none in one that isn't text."""
     try:
-        return path.is_file()
-    except OSError:  # a list of digests may be longer than any file name
-        return False
+        return _words(Path(file).read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        return []
+
+
+def _folder(recorded: str) -> str:
+    return str(Path(recorded).parent) if recorded else "a place that the log doesn't know"
 
 
 def _encode(log: TrainingLog, source: RowSource, tokenizer: Any) -> list[Any]:

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lmcleaner.choices import DEFAULT_RANK, Denominator, HessianMode, Level, Propagation, Steps, choose
 from lmcleaner.formats.errors import UsageError
@@ -12,6 +13,7 @@ DEFAULT_K = 800
 DEFAULT_SETTLE_TOLERANCE = 0.1
 DEFAULT_DAMPING = 1e-4
 DEFAULT_TOLERANCE = 0.1
+AUTO = "auto"
 _CHOICES = {
     "level": Level,
     "hessian_mode": HessianMode,
@@ -177,3 +179,23 @@ class UnlearnOptions:
             f"expected --hessian-mode secant, --K all and --propagation optimizer, found {found}",
             hint=shlex.join([*command, "--redact", "--hessian-mode", "secant", "--K", "all"]),
         )
+
+
+def mode_options(text: str, tolerance: float | None) -> dict[str, Any]:
+    """The mode that a user names, and the tolerance where "auto" leaves it open.
+
+    Args:
+        text: a mode in any case, or "auto".
+        tolerance: relative error that "auto" lets a mode have; None for the default.
+
+    Returns:
+        Arguments of `UnlearnOptions`.
+
+    Raises:
+        UsageError: a tolerance for a mode that is named.
+    """
+    if text.lower() == AUTO:
+        return {"hessian_mode": HessianMode.SECANT, "tolerance": DEFAULT_TOLERANCE if tolerance is None else tolerance}
+    if tolerance is not None:
+        raise UsageError(f"--tolerance belongs to --hessian-mode auto: found --hessian-mode {text}")
+    return {"hessian_mode": next((mode for mode in HessianMode if mode.lower() == text.lower()), text)}

@@ -26,10 +26,10 @@ from lmcleaner.formats.wording import counted
 from lmcleaner.recording.describe import trainable_parameters
 from lmcleaner.training.models import load_model
 from lmcleaner.training.vectors import bits_of, dtype_name
+from lmcleaner.unlearning.classic import AUDIT_RECORDS, check_batch_size
 from lmcleaner.unlearning.options import DEFAULT_DAMPING, DEFAULT_K, UnlearnOptions
 from lmcleaner.unlearning.run import unlearn
 
-AUDIT_RECORDS = "audit_records.json"
 _log = logging.getLogger(__name__)
 
 
@@ -126,9 +126,7 @@ class LMCleanerSampleLevel(Trainer):
         return TrainOutput(log.num_steps, math.nan, metrics)
 
     def _check(self, log: TrainingLog) -> None:
-        rows = max(len(microbatch.samples) for microbatch in log.step(0).microbatches)
-        if self._batch_size not in {None, rows}:
-            raise UsageError(f"batch_size_at_training: expected {rows}, as in the log, found {self._batch_size}")
+        check_batch_size(log, self._batch_size)
         parameters = list(trainable_parameters(self.model).values())
         if dtype_name(parameters[0].dtype) != log.manifest.model.dtype:
             _log.warning("the model is in %s, the log's in %s", parameters[0].dtype, log.manifest.model.dtype)
