@@ -14,7 +14,7 @@ import typer
 from lmcleaner.choices import Codec, CurvatureKind, ModelDtype, OptimizerName, Scheduler
 from lmcleaner.cli.console import Reporter, human_bytes, print_json, print_text
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Quiet, default_of, script_of
-from lmcleaner.formats.errors import LmcleanerError, UsageError
+from lmcleaner.formats.errors import LmcleanerError, NotFoundError, UsageError
 from lmcleaner.formats.wording import counted
 from lmcleaner.recording.options import RecordOptions
 
@@ -135,7 +135,12 @@ def _record_script(context: typer.Context, log: str, script: list[str], *, quiet
         code = _exit_code(log, script, options, _words_of(chosen))
     if os.environ.get("RANK", "0") != "0":  # as launchers number processes; the first one writes the log
         raise typer.Exit(code)
-    written = TrainingLog(log)
+    try:
+        written = TrainingLog(log)
+    except NotFoundError:
+        if code:  # it failed before its first step, and has said why
+            raise typer.Exit(code) from None
+        raise
     checked = written.commit.self_check
     if as_json:
         print_json({
