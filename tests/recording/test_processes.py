@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from two_processes import bytes_of, in_processes
 
 from lmcleaner.choices import HessianMode
+from lmcleaner.curvature.linearized import curvature_product, predicted_gradient
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
@@ -23,6 +24,8 @@ from lmcleaner.inspection.verify import verify
 from lmcleaner.recording.describe import RunDescription
 from lmcleaner.recording.recorder import Recorder
 from lmcleaner.recording.watch import Watch, WatchOptions
+from lmcleaner.training.replay import open_replay
+from lmcleaner.training.vectors import distance, global_norm
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.run import unlearn
 from tiny_runs import parameters_in, write_base_model
@@ -115,6 +118,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_base_model(tmp_path_factory.mktemp("base"), dropout=0.1)
 
 
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run that draws no random numbers."""
+    folder = tmp_path_factory.mktemp("steady")
+    in_processes(watched, write_base_model(folder / "base"), folder, "no_sync")
+    return folder
+
+
 @pytest.fixture(scope="module", params=list(LOOPS))
 def run(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Folder of a recorded run, and its loop."""
@@ -179,6 +190,27 @@ def test_a_recorder_around_the_loop_makes_the_same_log(run: tuple[Path, str], ba
     for name in set(logs[0].commit.tables) - {"steps/seconds"}:
         assert np.array_equal(logs[0].table(name), logs[1].table(name)), name
     assert logs[0].manifest.world_size == logs[1].manifest.world_size
+
+
+@pytest.mark.parametrize("mode", [HessianMode.EXACT, HessianMode.GGN, HessianMode.EMPIRICAL_FISHER])
+def test_curvature_weighs_each_process_as_its_gradient_does(mode: HessianMode, steady: Path) -> None:
+    log = TrainingLog(steady / "log")
+    replay, step = open_replay(log.manifest), log.step(1)
+    theta = replay.load(log.parameters(1))
+    gradient = [part for part in replay.gradient(step, theta) if part is not None]
+    zeros = [torch.zeros_like(part) for part in theta]
+    predicted = [part for part in predicted_gradient(replay, mode, step, theta, zeros, 0.0) if part is not None]
+    assert distance(predicted, gradient) < 1e-5 * global_norm(gradient)
+    vector = [part.sign() * 1e-3 for part in theta]
+    product = curvature_product(replay, mode, step, theta, vector, 0.0)
+    moved = [part for part in predicted_gradient(replay, mode, step, theta, vector, 0.0) if part is not None]
+    change = [left - right for left, right in zip(gradient, moved, strict=True)]
+    assert distance(change, product) < 1e-2 * global_norm(product)
+    if mode is HessianMode.EXACT:
+        ahead = [left + right for left, right in zip(theta, vector, strict=True)]
+        true = [part for part in replay.gradient(step, ahead) if part is not None]
+        difference = [left - right for left, right in zip(true, gradient, strict=True)]
+        assert distance(difference, product) < 0.05 * global_norm(product)
 
 
 def test_of_three_processes_a_replay_is_off_by_roundings_only(base: Path, tmp_path: Path) -> None:
