@@ -75,7 +75,7 @@ def take_steps(model: DistributedDataParallel, optimizer: Any, loop: str, forgot
             for row in range(ROWS):
                 if (step, number, rank, row) in gone:
                     labels[row] = IGNORED_LABEL
-            with nullcontext() if averages_each or number == count - 1 else model.no_sync():  # type: ignore[no-untyped-call]
+            with nullcontext() if averages_each or number == count - 1 else model.no_sync():
                 items = mask[:, 1:].sum()
                 output = model(input_ids=tokens, attention_mask=mask, labels=labels, num_items_in_batch=items)
                 (output.loss / count).backward()
@@ -228,7 +228,7 @@ def take_a_step(base: Path, log: Path, how: str) -> None:
     with Watch(log):
         if how == "no_sync at the end":
             wrapped, optimizer = start(base)
-            with wrapped.no_sync():  # type: ignore[no-untyped-call]
+            with wrapped.no_sync():
                 wrapped(input_ids=tokens, labels=tokens).loss.backward()
         else:
             dist.init_process_group("gloo")
