@@ -17,7 +17,7 @@ def in_processes(function: Callable[..., None], *arguments: Any, count: int = 2)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    start_processes(_one, args=(count, port, function, arguments), nprocs=count, start_method="fork")  # type: ignore[no-untyped-call]
+    start_processes(_one, args=(count, port, function, arguments), nprocs=count, start_method="fork")
 
 
 def _one(rank: int, count: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
