@@ -1,8 +1,10 @@
 """`lmcleaner record`."""
 
+import os
 import sys
 import traceback
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +14,7 @@ import typer
 from lmcleaner.choices import Codec, CurvatureKind, ModelDtype, OptimizerName, Scheduler
 from lmcleaner.cli.console import Reporter, human_bytes, print_json, print_text
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Quiet, default_of, script_of
-from lmcleaner.formats.errors import LmcleanerError, UsageError
+from lmcleaner.formats.errors import LmcleanerError, NotFoundError, UsageError
 from lmcleaner.formats.wording import counted
 from lmcleaner.recording.options import RecordOptions
 
@@ -81,6 +83,8 @@ def record(
     After an interruption: `lmcleaner record my-log --resume --output my-model`
 
     A training script of your own, as it is: `lmcleaner record my-log -- train.py --its-own options`
+
+    In several processes: `lmcleaner record my-log -- torchrun --nproc-per-node 2 train.py`, or `accelerate launch`
     """
     script = script_of(context)
     if script is not None:
@@ -125,10 +129,18 @@ def _record_script(context: typer.Context, log: str, script: list[str], *, quiet
             f"--{refused[0].replace('_', '-')} is for lmcleaner's own training: found a script behind --",
             hint="give the script its own options behind its name",
         )
-    options = WatchOptions(**{_OF_SCRIPTS[name]: context.params[name] for name in given & set(_OF_SCRIPTS)})
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():
-        code = _exit_code(log, script, options)
-    written = TrainingLog(log)
+    chosen = {name: context.params[name] for name in sorted(given & set(_OF_SCRIPTS))}
+    options = WatchOptions(**{_OF_SCRIPTS[name]: value for name, value in chosen.items()})
+    with _stdout_as_stderr() if as_json else nullcontext():
+        code = _exit_code(log, script, options, _words_of(chosen))
+    if os.environ.get("RANK", "0") != "0":  # as launchers number processes; the first one writes the log
+        raise typer.Exit(code)
+    try:
+        written = TrainingLog(log)
+    except NotFoundError:
+        if code:  # it failed before its first step, and has said why
+            raise typer.Exit(code) from None
+        raise
     checked = written.commit.self_check
     if as_json:
         print_json({
@@ -145,12 +157,30 @@ def _record_script(context: typer.Context, log: str, script: list[str], *, quiet
         raise typer.Exit(code)
 
 
-def _exit_code(log: str, script: list[str], options: "WatchOptions") -> int:
-    """Runs the script; what it ends by is its own, and shown as Python would show it."""
+@contextmanager
+def _stdout_as_stderr() -> Iterator[None]:
+    """Of this process, and of those that it starts."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
+
+
+def _exit_code(log: str, script: list[str], options: "WatchOptions", given: Sequence[str]) -> int:
+    """Runs the script, or its launcher; what it ends by is its own, and shown as Python would show it."""
+    from lmcleaner.recording.launcher import is_launcher, launch
     from lmcleaner.recording.script import record_script
 
     try:
-        record_script(log, script, options)
+        if is_launcher(script):
+            launch(script, ["record", log, "--quiet", *given])
+        else:
+            record_script(log, script, options)
     except SystemExit as stop:
         if stop.code is not None and not isinstance(stop.code, int):
             sys.stderr.write(f"{stop.code}\n")
@@ -162,6 +192,12 @@ def _exit_code(log: str, script: list[str], options: "WatchOptions") -> int:
         traceback.print_exception(error)
         return 1
     return 0
+
+
+def _words_of(chosen: dict[str, Any]) -> list[str]:
+    """Options as they stand on a command line."""
+    words = {f"--{name.replace('_', '-')}": value for name, value in chosen.items() if value is not False}
+    return [word for name, value in words.items() for word in (name, *([] if value is True else [str(value)]))]
 
 
 def _new(chosen: dict[str, Any]) -> RecordOptions:

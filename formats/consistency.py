@@ -25,6 +25,8 @@ def problem_of_commit(commit: Commit, manifest: Manifest) -> str | None:
     """What a commit record says that can't be, or None."""
     if set(commit.tables) - {table.name for table in OPTIONAL_TABLES} != {table.name for table in TABLES}:
         return f"expected {len(TABLES)} tables, found {sorted(commit.tables)}"
+    if ("microbatches/rank" in commit.tables) != (manifest.world_size > 1 and commit.steps > 0):
+        return f"microbatches/rank: expected only in a run of several processes, found {manifest.world_size}"
     for name in commit.tables:
         expected, found = _expected_rows(name, commit, manifest), commit.tables[name].rows
         if found != expected:
@@ -60,13 +62,14 @@ def _problem_of_curvature(commit: Commit) -> str | None:
     return None
 
 
-def problem_of_table(name: str, rows: NDArray[Any], commit: Commit) -> str | None:
+def problem_of_table(name: str, rows: NDArray[Any], commit: Commit, manifest: Manifest) -> str | None:
     """What a table says that can't be, or None.
 
     Args:
         name: of the table.
         rows: all of them.
         commit: a record without problems.
+        manifest: of the same log.
     """
     if name in _STOPS:
         end = commit.tables[_STOPS[name]].rows
@@ -78,6 +81,8 @@ def problem_of_table(name: str, rows: NDArray[Any], commit: Commit) -> str | Non
         most = commit.tables[target].rows - 1
         if rows.min() < least or rows.max() > most:
             return f"expected row numbers from {least} to {most}, found {rows.min()} to {rows.max()}"
+    if name == "microbatches/rank" and len(rows) and not 0 <= rows.min() <= rows.max() < manifest.world_size:
+        return f"expected ranks below {manifest.world_size}, found {rows.min()} to {rows.max()}"
     return None
 
 

@@ -43,7 +43,7 @@ class GenerationWriter:
             name: TableWriter(store, tree.path(name), layout, log.table(name) if log else None)
             for name, layout in tree.tables.items()
         }
-        self._rows = RowWriter(self._tables, log.sample_rows if log else {}, tree.manifest.loss_divisor)
+        self._rows = RowWriter(self._tables, log.sample_rows if log else {}, tree.manifest)
         self._stacks = {name: StackWriter(store, tree, name, self.num_steps, threads) for name in tree.stacks}
         self._checkpoints: dict[int, CheckpointCommit] = dict(log.commit.checkpoints) if log else {}
         self._corrections = list(log.commit.corrections) if log else []

@@ -149,6 +149,7 @@ OPTIONAL_TABLES: tuple[Table, ...] = (
         "steps/unclipped_norm", np.float64, "L2 norm of the gradient before clipping, in a run that clips it and a log "
         "that holds it",
     ),
+    _table("microbatches/rank", np.int32, "process that the microbatch ran in, in a run of several"),
 )  # fmt: skip
 
 

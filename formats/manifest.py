@@ -13,6 +13,9 @@ from lmcleaner.formats.layout import SCHEMA, VERSION
 CodecName = Literal["lossless", "int8", "int4", "none"]
 Entry = TypeVar("Entry")
 
+# A manifest has these only where they say something else than what holds otherwise.
+_OTHERWISE: Json = {"world_size": 1}
+
 MAX_ELEMENTS = 1 << 38  # of a parameter vector; more than any model that is trained in one process has
 
 
@@ -119,6 +122,7 @@ class Manifest:
         tokenizer: source and digest.
         training: the run's own options, for people; replay doesn't read them.
         environment: versions of the libraries.
+        world_size: processes that trained together, each on microbatches of its own; their gradients were averaged.
     """
 
     created: str
@@ -137,6 +141,12 @@ class Manifest:
     tokenizer: Json
     training: Json
     environment: Json
+    world_size: int = 1
+
+    @property
+    def whole_divisor(self) -> float:
+        """What a microbatch's loss is divided by in all: by its loop, and where gradients are averaged."""
+        return self.loss_divisor * self.world_size
 
     @cached_property
     def num_elements(self) -> int:
@@ -151,7 +161,8 @@ class Manifest:
     def to_json(self) -> Json:
         """The manifest as it is stored in the log's root attributes."""
         plain: Json = json.loads(json.dumps(asdict(self)))  # tuples become lists, as JSON has it
-        return {"schema": SCHEMA, "version": VERSION, **plain}
+        said = {name: value for name, value in plain.items() if name not in _OTHERWISE or value != _OTHERWISE[name]}
+        return {"schema": SCHEMA, "version": VERSION, **said}
 
     @classmethod
     def from_json(cls, document: Json, where: str) -> Self:
@@ -169,7 +180,7 @@ class Manifest:
             VersionError: it was written by a later major version.
         """
         _check(document, where)
-        known = {name: document[name] for name in cls.__dataclass_fields__}
+        known = {name: (_OTHERWISE | document)[name] for name in cls.__dataclass_fields__}
         return cls(
             **known
             | {

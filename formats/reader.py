@@ -126,7 +126,7 @@ class TrainingLog:
             path, layout = self.tree.path(name), self.tree.tables[name]
             committed = self.commit.tables.get(name, NO_ROWS)
             rows = self._sound(name, None, read_table, self.store, path, layout, committed)
-            problem = problem_of_table(name, rows, self.commit)
+            problem = problem_of_table(name, rows, self.commit, self.manifest)
             if problem is not None:
                 raise damaged(self.location, name, problem)
             self._cache[name] = rows

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from lmcleaner.formats.chunks import ChunkError
 from lmcleaner.formats.layout import damaged
+from lmcleaner.formats.manifest import Manifest
 from lmcleaner.formats.samples import Sample, StoredSample
 from lmcleaner.formats.steps import MicrobatchRecord, StepRecord
 from lmcleaner.formats.tables import TableWriter
@@ -16,17 +17,15 @@ from lmcleaner.formats.tables import TableWriter
 class RowWriter:
     """Appends steps to the tables; a sample enters its table at its first occurrence."""
 
-    def __init__(
-        self, tables: Mapping[str, TableWriter], sample_rows: Mapping[bytes, int], loss_divisor: float
-    ) -> None:
+    def __init__(self, tables: Mapping[str, TableWriter], sample_rows: Mapping[bytes, int], manifest: Manifest) -> None:
         """Begins, or goes on behind the rows that are stored.
 
         Args:
             tables: by name.
             sample_rows: digest of each stored sample -> its row.
-            loss_divisor: what a microbatch's loss was divided by.
+            manifest: what the log says of its run.
         """
-        self._tables, self._sample_rows, self._loss_divisor = tables, dict(sample_rows), loss_divisor
+        self._tables, self._sample_rows, self._manifest = tables, dict(sample_rows), manifest
 
     def append(self, step: StepRecord) -> None:
         """Adds the rows of a step, without the digests of its vectors."""
@@ -35,7 +34,7 @@ class RowWriter:
             self._append_microbatch(microbatch)
         tables["steps/stop"].append([tables["microbatches/stop"].num_rows])
         tables["steps/lr"].append([step.lr])
-        tables["steps/loss"].append([sum(m.loss for m in step.microbatches) / self._loss_divisor])
+        tables["steps/loss"].append([sum(m.loss for m in step.microbatches) / self._manifest.whole_divisor])
         tables["steps/gradient_norm"].append([step.gradient_norm])
         tables["steps/seconds"].append([step.seconds])
         norms = tables["steps/unclipped_norm"]
@@ -51,6 +50,8 @@ class RowWriter:
         tables["microbatches/has_mask"].append([microbatch.has_mask])
         tables["microbatches/denominator"].append([microbatch.denominator])
         tables["microbatches/loss"].append([microbatch.loss])
+        if self._manifest.world_size > 1:
+            tables["microbatches/rank"].append([microbatch.rank])
         tables["microbatches/rng_row"].append([tables["rng/states"].num_rows if microbatch.rng else -1])
         if microbatch.rng:
             tables["rng/states"].append(np.frombuffer(microbatch.rng, np.uint8))
@@ -118,6 +119,7 @@ class RowReader:
         sample_rows = [int(self._table("occurrences/sample")[o]) for o in occurrences]
         starts = tuple(int(self._table("occurrences/start")[o]) for o in occurrences)
         width, rng_row = int(self._table("microbatches/width")[row]), int(self._table("microbatches/rng_row")[row])
+        ranks = self._table("microbatches/rank")
         lengths = [len(self._range("samples/stop", row)) for row in sample_rows]
         if any(not 0 <= start <= width - length for start, length in zip(starts, lengths, strict=True)):
             raise ChunkError(f"expected samples that fit into {width} tokens, found starts {starts}")
@@ -129,6 +131,7 @@ class RowReader:
             denominator=float(self._table("microbatches/denominator")[row]),
             loss=float(self._table("microbatches/loss")[row]),
             rng=b"" if rng_row < 0 else self._table("rng/states")[rng_row].tobytes(),
+            rank=int(ranks[row]) if len(ranks) else 0,
         )
 
     def _range(self, stops: str, row: int) -> range:

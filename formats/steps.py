@@ -21,6 +21,7 @@ class MicrobatchRecord:
         denominator: what the summed loss was divided by, tokens.
         loss: what the model returned, nats.
         rng: state of the random number generators before the forward pass; empty where it drew no numbers.
+        rank: of the process that it ran in, from 0.
     """
 
     samples: tuple[Sample, ...]
@@ -30,6 +31,7 @@ class MicrobatchRecord:
     denominator: float
     loss: float
     rng: bytes
+    rank: int = 0
 
     def num_targets(self, row: int) -> int:
         """Tokens of a row that the loss counts; padding before a row predicts its first token, if that has a label."""
@@ -43,7 +45,9 @@ class StepRecord:
     """One optimizer step, without the parameters.
 
     Attributes:
-        microbatches: in the order in which their gradients were accumulated.
+        microbatches: in the order in which their gradients were accumulated. Several processes take a step in rounds,
+            each of which ends where their gradients are averaged: the microbatches come round by round, and within a
+            round by rank.
         lr: learning rate that was used, for each parameter group.
         gradient_norm: L2 norm of the gradient that the optimizer was given, after clipping.
         seconds: wall time of the step.

@@ -161,11 +161,12 @@ def _microbatch_tables(run: Run) -> dict[str, list[Any]]:
         "microbatches/loss": [m.loss for m in microbatches],
         "microbatches/rng_row": [drawn.index(m.rng) if m.rng else -1 for m in microbatches],
         "rng/states": [state.hex() for state in drawn],
+        **({"microbatches/rank": [m.rank for m in microbatches]} if run.manifest.world_size > 1 else {}),
     }
 
 
 def _step_tables(run: Run) -> dict[str, list[Any]]:
-    divisor, codec = run.manifest.loss_divisor, run.manifest.updates
+    divisor, codec = run.manifest.whole_divisor, run.manifest.updates
     is_lossy = codec != "none" and CODECS[codec].is_lossy
     return {
         "steps/stop": _ends(len(step.microbatches) for step in run.steps),

@@ -42,6 +42,7 @@ class Golden:
         curvature: kind of the curvature that was estimated at each checkpoint but the last, if any; then the log also
             tells the norms before clipping.
         has_codes: whether the optimizer keeps a part of its state as codes of 8 bits.
+        world_size: processes that trained together.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Golden:
     is_redacted: bool = False
     curvature: EstimateKind | None = None
     has_codes: bool = False
+    world_size: int = 1
 
 
 GOLDEN = (
@@ -75,6 +77,7 @@ GOLDEN = (
         curvature="diag_hessian",
     ),
     Golden(name="v1-codes", shapes=SMALL, num_steps=4, has_codes=True),
+    Golden(name="v1-processes", shapes=SMALL, num_steps=4, world_size=2),
 )
 
 
@@ -144,7 +147,7 @@ def make_run(golden: Golden) -> Run:
     kept = sorted({*range(0, golden.num_steps, golden.checkpoint_every), golden.num_steps})
     run = Run(
         manifest=manifest,
-        steps=tuple(_step(numbers, pool) for _ in range(golden.num_steps)),
+        steps=tuple(_step(numbers, pool, golden.world_size) for _ in range(golden.num_steps)),
         parameters=parameters,
         gradients=tuple(_vector(numbers, golden, manifest.num_elements) for _ in range(golden.num_steps)),
         checkpoints={step: _checkpoint(numbers, golden, step, parameters[step]) for step in kept},
@@ -244,6 +247,7 @@ def make_manifest(golden: Golden) -> Manifest:
         tokenizer={"source": "somewhere/model"},
         training={"epochs": 2},
         environment={"lmcleaner": "0.1.0"},
+        world_size=golden.world_size,
     )
 
 
@@ -252,16 +256,17 @@ def _sample(numbers: Numbers, length: int) -> Sample:
     return Sample(tokens, np.where(numbers.whole(0, 1, length), tokens, IGNORED_LABEL).astype(np.int32))
 
 
-def _step(numbers: Numbers, pool: Sequence[Sample]) -> StepRecord:
+def _step(numbers: Numbers, pool: Sequence[Sample], world_size: int) -> StepRecord:
+    ranks = range(world_size)
     return StepRecord(
-        microbatches=tuple(_microbatch(numbers, pool) for _ in range(numbers.one(1, 3))),
+        microbatches=tuple(_microbatch(numbers, pool, rank) for _ in range(numbers.one(1, 3)) for rank in ranks),
         lr=(numbers.fraction() / 1000, numbers.fraction() / 1000),
         gradient_norm=numbers.fraction(),
         seconds=numbers.fraction(),
     )
 
 
-def _microbatch(numbers: Numbers, pool: Sequence[Sample]) -> MicrobatchRecord:
+def _microbatch(numbers: Numbers, pool: Sequence[Sample], rank: int) -> MicrobatchRecord:
     """The first sample of the pool is in every one; padding comes before and behind."""
     samples = (pool[0], *(pool[number] for number in numbers.whole(0, len(pool) - 1, numbers.one(0, 2))))
     width = max(len(sample.tokens) for sample in samples) + numbers.one(0, 2)
@@ -273,6 +278,7 @@ def _microbatch(numbers: Numbers, pool: Sequence[Sample]) -> MicrobatchRecord:
         denominator=float(numbers.one(1, 30)),
         loss=numbers.fraction() * 5,
         rng=numbers.data(RNG_BYTES) if numbers.one(0, 1) else b"",
+        rank=rank,
     )
 
 

@@ -79,7 +79,7 @@ def predicted_gradient(
     gradient = replay.take_gradient()
     for part, direction in zip(gradient, deviation, strict=True):
         if part is not None:
-            part.sub_(direction, alpha=damping)
+            part.mul_(1 / replay.manifest.world_size).sub_(direction, alpha=damping)
     return gradient
 
 
@@ -127,7 +127,7 @@ def add_product(
     replay.restore_rng(rng)
     for rows in _parts(replay, inputs, mode, rng):
         for sum_so_far, part in zip(total, OPERATORS[mode].product(replay, rows, vector, extra), strict=True):
-            sum_so_far.add_(part)
+            sum_so_far.add_(part, alpha=1 / replay.manifest.world_size)
 
 
 def _parts(replay: ReplayModel, inputs: Inputs, mode: HessianMode, rng: bytes) -> Iterable[Inputs]:

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lmcleaner.formats.bits import Bits
 from lmcleaner.formats.commit import SelfCheck
@@ -23,6 +24,7 @@ from lmcleaner.recording.background import BackgroundWriter
 from lmcleaner.recording.checks import check_hyperparameters, gradient_norm
 from lmcleaner.recording.describe import RunDescription, describe_run, take_checkpoint, trainable_parameters
 from lmcleaner.recording.microbatches import arguments_of, loss_of, microbatch_record
+from lmcleaner.recording.processes import NoWriter, Processes, check_whole
 from lmcleaner.recording.repeated import RepeatedSteps
 from lmcleaner.recording.resume import open_unfinished
 from lmcleaner.recording.self_check import record_self_check
@@ -61,18 +63,21 @@ class Recorder:
         resume: bool = False,
         step: int | None = None,
         self_check: bool = True,
+        processes: Processes | None = None,
     ) -> None:
         """Checks that the run can be recorded.
 
         Args:
             log: folder, URL or store of the log; of a new one, unless the run resumes.
-            module: the model, on its device, with θ[0] or, to resume, with θ[step].
+            module: the model, on its device, with θ[0] or, to resume, with θ[step]; `DistributedDataParallel` around it
+                where several processes train, each with a recorder of its own for the same log.
             optimizer: one of torch's over its trainable parameters, but LBFGS and SparseAdam.
             description: what the hooks can't see.
             overwrite: removes a log that lies there.
             resume: goes on with an interrupted log.
             step: the step that a resumed run is at; None finds it by the model's parameters.
             self_check: takes up to six steps again when the run has ended, with the base model from where it lies.
+            processes: those that train together; None finds out by the module.
 
         Raises:
             ExistsError: a log lies there, or there is nothing to resume.
@@ -82,26 +87,35 @@ class Recorder:
             MismatchError: the run isn't the one to resume.
         """
         self._store, self._overwrite, self._self_check = open_store(log, writable=True), overwrite, self_check
+        check_whole(module)
+        wrappers = [module]
+        module = module.module if isinstance(module, DistributedDataParallel) else module
+        self._processes = processes or Processes(module, wrappers)
         self.module, self.optimizer, self._description = module, optimizer, description
-        self._manifest = describe_run(module, optimizer, description)
+        described, world_size = describe_run(module, optimizer, description), self._processes.world_size
+        self._manifest = replace(described, world_size=world_size)
         self._parameters = list(trainable_parameters(module).values())
+        if resume and world_size > 1:
+            raise UsageError(f"a run of {world_size} processes can't be resumed: record it anew")
         self._past = RepeatedSteps(open_unfinished(self._store), self._manifest) if resume else None
-        if self._past is None:
+        if self._past is None and self._processes.is_first:
             check_place(self._store, overwrite)
         self.num_steps = 0
         self.self_check: SelfCheck | None = None
         self.last_lr: tuple[float, ...] = ()
         if self._past is not None:
             self.num_steps = self._past.find(bits_of(self._parameters), optimizer) if step is None else step
-        self._idle_cores = _idle_cores(self._parameters[0].device)
+        self._idle_cores = _idle_cores(self._parameters[0].device, world_size)
         self._last_checkpoint = self._past.checkpoints[-1] if self._past else 0
         self._gradient: Bits | None = None
         is_clipped = self._manifest.max_grad_norm is not None and self._manifest.gradients != "none"
-        self._unclipped = UnclippedNorm(self._parameters) if is_clipped else None
+        # Of several processes each sees only its own part before DistributedDataParallel averages them.
+        self._unclipped = UnclippedNorm(self._parameters) if is_clipped and world_size == 1 else None
         self._handles: list[Any] = []
         self._pending: dict[str, Any] | None = None
         self._rng_before = b""
         self._microbatches: list[MicrobatchRecord] = []
+        self._averaged: list[bool] = []
         self._step: StepRecord | None = None
 
     def __enter__(self) -> Self:
@@ -115,7 +129,8 @@ class Recorder:
             ResourceError: the place can't be written.
         """
         start = bits_of(self._parameters)
-        self._writer = BackgroundWriter(self._open_log(start), spare=start)
+        is_first = self._processes.is_first
+        self._writer = BackgroundWriter(self._open_log(start), spare=start) if is_first else NoWriter(start)
         self._handles = [
             self.module.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             self.module.register_forward_hook(self._after_forward, with_kwargs=True),
@@ -139,7 +154,7 @@ class Recorder:
                 finished = True
         finally:
             self._close(finished, error)
-        if finished and self._self_check and self.num_steps:
+        if finished and self._self_check and self.num_steps and self._processes.is_first:
             self._check_log()
 
     def wait(self) -> None:
@@ -150,19 +165,21 @@ class Recorder:
         """
         self._writer.wait()
 
-    def note(self, arguments: dict[str, Any], loss: float, rng: bytes) -> None:
+    def note(self, arguments: dict[str, Any], loss: float, rng: bytes, averaged: bool = True) -> None:
         """Takes a training forward pass into the current step, as the hooks do; for passes before they were attached.
 
         Args:
             arguments: of the pass, by name.
             loss: what it returned.
             rng: state of the generators before it; empty where it drew no random numbers.
+            averaged: whether its backward pass ends by averaging the gradients over several processes.
 
         Raises:
             UsageError: an argument that replay couldn't reproduce.
         """
         known, padding = dict(self._description.forward_arguments), self._description.padding_token
         self._microbatches.append(microbatch_record(arguments, known, padding, loss, rng))
+        self._averaged.append(averaged)
 
     def count_from(self, moment: float) -> None:
         """Says when the current step began, by `time.perf_counter`."""
@@ -217,7 +234,7 @@ class Recorder:
         if loss is None:
             raise UsageError("the model returned no loss: expected labels among its arguments")
         drew = rng_state(self._parameters[0].device) != self._rng_before
-        self.note(self._pending, loss.item(), self._rng_before if drew else b"")
+        self.note(self._pending, loss.item(), self._rng_before if drew else b"", self._processes.averages)
         self._pending = None
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -230,7 +247,7 @@ class Recorder:
         limit = self._manifest.max_grad_norm
         norm = gradient_norm(self._parameters, limit, self.num_steps)
         self._step = StepRecord(
-            microbatches=tuple(self._microbatches),
+            microbatches=self._processes.gather(self._microbatches, self._averaged, self.num_steps),
             lr=tuple(float(group["lr"]) for group in optimizer.param_groups),
             gradient_norm=norm,
             seconds=0.0,
@@ -247,7 +264,8 @@ class Recorder:
             self._past.check(self.num_steps, step, bits_of(self._parameters))
         else:
             self._writer.append(step, bits_of(self._parameters, self._writer.take()), self._gradient)
-        self._microbatches, self._step, self._gradient, self.last_lr = [], None, None, step.lr
+        self._microbatches, self._averaged = [], []
+        self._step, self._gradient, self.last_lr = None, None, step.lr
         self.num_steps += 1
         if self.num_steps % self._manifest.checkpoint_every == 0:
             self._write_checkpoint()
@@ -265,11 +283,11 @@ class Recorder:
         self._last_checkpoint = self.num_steps
 
 
-def _idle_cores(device: torch.device) -> int:
+def _idle_cores(device: torch.device, world_size: int) -> int:
     """Cores that the training leaves to the writer.
 
     Where it leaves none, the training's threads, which wait for each other, would each wait for the writer's too: the
     same work costs half as much if all cores do it between two steps.
     """
-    busy = torch.get_num_threads() if device.type == "cpu" else 0
+    busy = torch.get_num_threads() * world_size if device.type == "cpu" else 0
     return max(0, len(os.sched_getaffinity(0)) - busy)

@@ -1,10 +1,13 @@
 """Runs a user's training script as Python would, and records it."""
 
 import runpy
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from lmcleaner.formats.errors import NotFoundError, UsageError
 from lmcleaner.recording.watch import Watch, WatchOptions
@@ -29,7 +32,7 @@ def record_script(log: str, command: Sequence[str], options: WatchOptions | None
     is_module = command[0] == "-m"
     if not is_module and not Path(command[0]).is_file():
         raise NotFoundError(f"no such script: {command[0]}", hint="give a Python file, or -m and a module")
-    with _as_main(command), Watch(log, options):
+    with _as_main(command), _interruptible(), Watch(log, options):
         if is_module:
             runpy.run_module(command[1], run_name="__main__", alter_sys=True)
         else:
@@ -39,11 +42,25 @@ def record_script(log: str, command: Sequence[str], options: WatchOptions | None
 @contextmanager
 def _as_main(command: Sequence[str]) -> Iterator[None]:
     """Arguments and module path as the script would have them by itself."""
-    arguments, path = sys.argv, sys.path[0]
+    arguments, path = sys.argv, list(sys.path)
     is_module = command[0] == "-m"
     sys.argv = list(command[1:] if is_module else command)
-    sys.path[0] = str(Path.cwd() if is_module else Path(command[0]).resolve().parent)
+    place = str(Path.cwd() if is_module else Path(command[0]).resolve().parent)
+    sys.path[: 0 if sys.flags.safe_path else 1] = [place]  # where Python began with -P nobody's folder comes first
     try:
         yield
     finally:
-        sys.argv, sys.path[0] = arguments, path
+        sys.argv, sys.path[:] = arguments, path
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Where a launcher ends this process because another one died, its log is closed as that of an interrupted run."""
+    if not torch.distributed.is_torchelastic_launched():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -18,6 +18,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lmcleaner.formats.errors import UsageError
@@ -25,6 +26,7 @@ from lmcleaner.formats.manifest import CodecName
 from lmcleaner.formats.wording import counted
 from lmcleaner.recording.describe import RunDescription
 from lmcleaner.recording.microbatches import HARMLESS, RECORDED, arguments_of, loss_of
+from lmcleaner.recording.processes import Processes, averages, check_whole, wrapper_of
 from lmcleaner.recording.recorder import Recorder
 from lmcleaner.training.numerics import rng_state
 
@@ -67,6 +69,7 @@ class _Pass:
         loss: what it returned; scalar.
         rng: state of the generators before it.
         drew: whether it drew random numbers.
+        averaged: whether its backward pass ends by averaging the gradients over several processes.
         slope: gradient of what the loop called `backward` on, by the loss; None until then.
     """
 
@@ -75,6 +78,7 @@ class _Pass:
     loss: Tensor
     rng: bytes
     drew: bool
+    averaged: bool
     slope: Tensor | None = None
 
 
@@ -96,6 +100,7 @@ class Watch:
         self._passes: list[_Pass] = []
         self._finders: list[Callable[[], None]] = []  # undo what only the search for model and settings needs
         self._step_hook: Any = None
+        self._wrappers: list[nn.Module] = []  # what may average gradients over several processes
         self._hooked: dict[int, bytes] = {}  # id of a module in its forward pass -> the generators before it
         self._clip: float | None = None
         self._clip_grad_norm = torch.nn.utils.clip_grad_norm_
@@ -157,6 +162,9 @@ class Watch:
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """A module begins a forward pass; global hooks don't see keyword arguments, its own hook behind it does."""
+        check_whole(module)
+        if isinstance(module, DistributedDataParallel):
+            self._wrappers = [*(known for known in self._wrappers if known is not module), module]
         if not (module.training and torch.is_grad_enabled() and _takes_labels(module)):
             return
         self._started = self._started or time.perf_counter()
@@ -172,7 +180,10 @@ class Watch:
         if loss is None:
             return
         drew = rng_state(next(module.parameters()).device) != before
-        seen = _Pass(module, arguments_of(module, args, kwargs), loss.detach(), before, drew)
+        wrapper = wrapper_of(module, self._wrappers)
+        averaged = wrapper is None or averages(wrapper)
+        # A copy of the loss, since Trainer multiplies it in place by the number of processes.
+        seen = _Pass(module, arguments_of(module, args, kwargs), loss.detach().clone(), before, drew, averaged)
         if loss.requires_grad:
             loss.register_hook(lambda slope: setattr(seen, "slope", slope.detach()))
         self._passes.append(seen)
@@ -198,15 +209,19 @@ class Watch:
     def _start_recorder(self, optimizer: torch.optim.Optimizer) -> None:
         module = self._find_module(optimizer)
         passes = [seen for seen in self._passes if seen.module is module]
-        description = self._describe(module, passes)
+        processes = Processes(module, self._wrappers)
+        description = self._describe(module, passes, processes)
         self._stop_finding()
-        recorder = Recorder(self._log, module, optimizer, description, overwrite=self._options.overwrite)
+        recorder = Recorder(
+            self._log, module, optimizer, description, overwrite=self._options.overwrite, processes=processes
+        )
         recorder.__enter__()
         self.recorder = recorder
         for seen in passes:
-            recorder.note(seen.arguments, seen.loss.item(), seen.rng if seen.drew else b"")
+            recorder.note(seen.arguments, seen.loss.item(), seen.rng if seen.drew else b"", seen.averaged)
         recorder.count_from(self._started)
         self._passes.clear()
+        self._wrappers.clear()
 
     def _find_module(self, optimizer: torch.optim.Optimizer) -> nn.Module:
         """The model that was trained.
@@ -226,15 +241,16 @@ class Watch:
             hint="give the model its labels, and freeze the parameters that the optimizer doesn't hold",
         )
 
-    def _describe(self, module: nn.Module, passes: list[_Pass]) -> RunDescription:
+    def _describe(self, module: nn.Module, passes: list[_Pass], processes: Processes) -> RunDescription:
         options, config = self._options, getattr(module, "config", None)
+        seen_padding = processes.first_said(_padding_token(passes))
         source = options.model_source or getattr(config, "_name_or_path", "")
         if not source:
             raise UsageError(
                 "the base model's place isn't known: expected a model that transformers loaded from a folder or hub",
                 hint="save the model before the training, load it from there, or say where it lies",
             )
-        padding = options.padding_token if options.padding_token is not None else _padding_token(passes)
+        padding = options.padding_token if options.padding_token is not None else seen_padding
         if padding is None:
             padding = getattr(config, "pad_token_id", None)
         return RunDescription(

@@ -3,7 +3,7 @@
 Axes: batch = rows of the microbatch, seq = tokens of a padded row.
 """
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 
 import numpy as np
 import torch
@@ -99,25 +99,34 @@ def _num_labels(microbatch: MicrobatchRecord, row: int) -> int:
 
 
 def _retained_denominators(step: StepRecord, forgotten: Digests) -> list[float]:
-    """Counts the retained rows as the run counted all: with or without the first token, by step or by microbatch."""
+    """Counts the retained rows as the run counted all: with or without the first token, by one of the `_parts`."""
     logged = [microbatch.denominator for microbatch in step.microbatches]
     for count in (MicrobatchRecord.num_targets, _num_labels):
-        for whole_step in (True, False):
+        for parts in _parts(step):
             # A step, or a microbatch, without a row that counts sums over nothing: 0 / 1 rather than 0 / 0. In a
             # redacted log that is so from the start.
-            if [max(1.0, value) for value in _denominators(step, count, NOTHING, whole_step)] == logged:
-                return [max(1.0, value) for value in _denominators(step, count, forgotten, whole_step)]
+            if [max(1.0, value) for value in _denominators(step, count, NOTHING, parts)] == logged:
+                return [max(1.0, value) for value in _denominators(step, count, forgotten, parts)]
     raise InsufficientLogError(
         f"the logged denominator is not a count of the rows' labels: found {logged}",
         hint="use --denominator logged",
     )
 
 
+def _parts(step: StepRecord) -> list[list[int]]:
+    """For each microbatch which part of the step it counts in: the whole step, its process's part, or itself."""
+    count = len(step.microbatches)
+    return [[0] * count, [microbatch.rank for microbatch in step.microbatches], list(range(count))]
+
+
 def _denominators(
-    step: StepRecord, count: Callable[[MicrobatchRecord, int], int], forgotten: Digests, whole_step: bool
+    step: StepRecord, count: Callable[[MicrobatchRecord, int], int], forgotten: Digests, parts: Sequence[int]
 ) -> list[float]:
     counts = [
         float(sum(count(microbatch, row) for row, s in enumerate(microbatch.samples) if s.digest not in forgotten))
         for microbatch in step.microbatches
     ]
-    return [sum(counts)] * len(counts) if whole_step else counts
+    sums = dict.fromkeys(parts, 0.0)
+    for part, number in zip(parts, counts, strict=True):
+        sums[part] += number
+    return [sums[part] for part in parts]

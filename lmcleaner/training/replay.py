@@ -16,6 +16,7 @@ from lmcleaner.training.batches import NOTHING, Digests, Inputs, step_inputs
 from lmcleaner.training.fingerprint import model_fingerprint
 from lmcleaner.training.models import load_base_model
 from lmcleaner.training.numerics import replay_device, restore_rng
+from lmcleaner.training.ranks import RankSums
 from lmcleaner.training.state import Gradient, TrainingState
 from lmcleaner.training.vectors import bits_of, tensors_of, torch_dtype
 
@@ -134,11 +135,26 @@ class ReplayModel:
         Returns:
             The gradient before clipping, in the order of the manifest.
         """
+        return self.gradient_and_losses(step, parameters, forgotten, denominator)[0]
+
+    def gradient_and_losses(
+        self,
+        step: StepRecord,
+        parameters: Sequence[Tensor],
+        forgotten: Digests = NOTHING,
+        denominator: Denominator = Denominator.LOGGED,
+    ) -> tuple[Gradient, list[Tensor]]:
+        """As `gradient`, with what the model returned for each microbatch; of several processes see `RankSums`."""
         self.point_to(parameters)
+        sums, losses = RankSums(self.parameters, self.manifest.world_size), []
         for microbatch, inputs in zip(step.microbatches, self.inputs(step, forgotten, denominator), strict=True):
+            sums.turn_to(microbatch.rank)
             self.restore_rng(microbatch.rng)
-            self.scaled(self.module(**inputs, **self.manifest.model.forward_arguments).loss).backward()
-        return self.take_gradient()
+            loss = self.module(**inputs, **self.manifest.model.forward_arguments).loss
+            self.scaled(loss).backward()
+            losses.append(loss.detach())
+        sums.finish()
+        return self.take_gradient(), losses
 
     def restore_rng(self, state: bytes) -> None:
         """Sets the random number generators as they were before a logged forward pass that drew from them."""

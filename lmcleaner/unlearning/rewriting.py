@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lmcleaner.formats.bits import Bits
 from lmcleaner.formats.canonical import array_digest
@@ -13,7 +14,7 @@ from lmcleaner.formats.generations import NextGeneration
 from lmcleaner.formats.steps import Checkpoint, StepRecord
 from lmcleaner.progress import Progress
 from lmcleaner.training.optimizers import optimizer_vectors
-from lmcleaner.training.state import Gradient, TrainingState
+from lmcleaner.training.state import TrainingState
 from lmcleaner.training.vectors import bits_of, joined_norm
 from lmcleaner.unlearning.counterfactual import Counterfactual
 
@@ -74,7 +75,7 @@ class Rewriting:
 
     def _take(self, number: int) -> Bits:
         step = self._wanted.step(number)
-        gradient, losses = self._gradient(step)
+        gradient, losses = self._wanted.replay.gradient_and_losses(step, self._state.parameters)
         norms = [torch.linalg.vector_norm(part) for part in gradient if part is not None]
         unclipped = joined_norm(norms) if step.unclipped_norm is not None else None
         self._state.apply(gradient, step.lr)
@@ -88,17 +89,6 @@ class Rewriting:
         if self._generation.num_steps in self._checkpoints:
             self._write_checkpoint(bits)
         return bits
-
-    def _gradient(self, step: StepRecord) -> tuple[Gradient, list[float]]:
-        """The step's gradient before clipping, and the loss of each microbatch."""
-        replay, losses = self._wanted.replay, []
-        replay.point_to(self._state.parameters)
-        for microbatch, inputs in zip(step.microbatches, replay.inputs(step), strict=True):
-            replay.restore_rng(microbatch.rng)
-            loss = replay.module(**inputs, **replay.manifest.model.forward_arguments).loss
-            replay.scaled(loss).backward()
-            losses.append(loss.item())
-        return replay.take_gradient(), losses
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Takes what the optimizer is given, as the recorder did; the step may change it."""
@@ -130,6 +120,6 @@ class Rewriting:
         )
 
 
-def _with_losses(step: StepRecord, losses: Sequence[float]) -> StepRecord:
-    measured = tuple(replace(m, loss=loss) for m, loss in zip(step.microbatches, losses, strict=True))
+def _with_losses(step: StepRecord, losses: Sequence[Tensor]) -> StepRecord:
+    measured = tuple(replace(m, loss=loss.item()) for m, loss in zip(step.microbatches, losses, strict=True))
     return replace(step, microbatches=measured)

@@ -47,6 +47,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "train.py").write_text(SCRIPT)
     (tmp_path / "code" / "own_module.py").write_text("STEPS = 5\n")
+    (tmp_path / "code" / "broken.py").write_text("raise ValueError('at once')\n")
     return tmp_path
 
 
@@ -120,6 +121,7 @@ def test_with_json_stdout_is_one_document(base_model: Path, folder: Path) -> Non
         (("record", "log", "--output", "out", "--", "code/train.py"), 2, "--output is for lmcleaner's own training"),
         (("record", "log", "--model", "m", "--data", "d"), 2, "missing: --output"),
         (("record", "log", "--", "code/own_module.py"), 2, "nothing was recorded"),
+        (("record", "log", "--", "code/broken.py"), 1, "ValueError: at once\n"),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments: tuple[object, ...], code: int, message: str, folder: Path) -> None:
