@@ -15,7 +15,7 @@ from lmcleaner.formats.steps import StepRecord
 from lmcleaner.training.batches import NOTHING, Digests, Inputs, step_inputs
 from lmcleaner.training.fingerprint import model_fingerprint
 from lmcleaner.training.models import load_base_model
-from lmcleaner.training.numerics import replay_device, restore_rng
+from lmcleaner.training.numerics import autocasting, replay_device, restore_rng
 from lmcleaner.training.state import Gradient, TrainingState
 from lmcleaner.training.vectors import bits_of, tensors_of, torch_dtype
 
@@ -137,8 +137,14 @@ class ReplayModel:
         self.point_to(parameters)
         for microbatch, inputs in zip(step.microbatches, self.inputs(step, forgotten, denominator), strict=True):
             self.restore_rng(microbatch.rng)
-            self.scaled(self.module(**inputs, **self.manifest.model.forward_arguments).loss).backward()
+            self.scaled(self.loss(inputs)).backward()
         return self.take_gradient()
+
+    def loss(self, inputs: Inputs) -> Tensor:
+        """What the model returned in training for a microbatch, with its graph; under autocast if the run was."""
+        with autocasting(self.manifest.numerics, self.device):
+            loss: Tensor = self.module(**inputs, **self.manifest.model.forward_arguments).loss
+        return loss
 
     def restore_rng(self, state: bytes) -> None:
         """Sets the random number generators as they were before a logged forward pass that drew from them."""

@@ -95,7 +95,7 @@ class Rewriting:
         replay.point_to(self._state.parameters)
         for microbatch, inputs in zip(step.microbatches, replay.inputs(step), strict=True):
             replay.restore_rng(microbatch.rng)
-            loss = replay.module(**inputs, **replay.manifest.model.forward_arguments).loss
+            loss = replay.loss(inputs)
             replay.scaled(loss).backward()
             losses.append(loss.item())
         return replay.take_gradient(), losses
