@@ -229,8 +229,8 @@ class Watch:
         raise UsageError(
             "no model to record: expected one that returned a loss in train mode and whose trainable parameters are "
             f"those of the optimizer, a {type(optimizer).__name__} of {counted(len(held), 'parameter')}; found {names}",
-            hint="give the model its labels (a loss of the loop's own, with label smoothing say, can't be replayed), and "
-            "freeze the parameters that the optimizer doesn't hold",
+            hint="give the model its labels (a loss of the loop's own, as with label smoothing, can't be replayed), "
+            "and freeze the parameters that the optimizer doesn't hold",
         )
 
     def _describe(self, module: nn.Module, passes: list[_Pass]) -> RunDescription:

@@ -46,7 +46,7 @@ def autocast_dtype(device: torch.device) -> str | None:
 
 
 def autocasting(entry: NumericsEntry, device: torch.device) -> AbstractContextManager[object]:
-    """Around a forward pass: casts as the run did; fresh each time, since autocast keeps the weights that it has cast."""
+    """Casts a forward pass as the run did; one for each pass, since autocast keeps the weights that it has cast."""
     return nullcontext() if entry.autocast is None else torch.autocast(device.type, getattr(torch, entry.autocast))
 
 
