@@ -15,6 +15,7 @@ Entry = TypeVar("Entry")
 
 # A manifest has these only where they say something else than what holds otherwise.
 _OTHERWISE: Json = {"world_size": 1}
+_OPTIONAL = (("model", "adapter"), ("numerics", "autocast"))  # not in the document where there is none
 
 MAX_ELEMENTS = 1 << 38  # of a parameter vector; more than any model that is trained in one process has
 
@@ -71,6 +72,7 @@ class NumericsEntry:
         deterministic: whether torch was told to use deterministic algorithms.
         attention: attention implementation of the model.
         rng_bytes: bytes of one row of rng/states.
+        autocast: dtype that forward passes were cast to by torch's autocast, "bfloat16"; None without it.
     """
 
     device: str
@@ -80,6 +82,20 @@ class NumericsEntry:
     deterministic: bool
     attention: str
     rng_bytes: int
+    autocast: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterEntry:
+    """What PEFT put into the base model; the trained parameters are the adapter's.
+
+    Attributes:
+        config: as PEFT writes it into adapter_config.json.
+        base_dtype: dtype of the base model, "float32", "bfloat16" or "float64".
+    """
+
+    config: Json
+    base_dtype: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +105,11 @@ class ModelEntry:
     Attributes:
         source: directory or name that it was loaded from.
         class_name: class in transformers.
-        fingerprint: SHA-256 over names, shapes and bytes of all its tensors before training.
+        fingerprint: SHA-256 over names, shapes and bytes of all its tensors before training; with an adapter, of those
+            that aren't trained.
         dtype: dtype of the trainable parameters, "float32", "bfloat16" or "float64".
         forward_arguments: keyword arguments besides tensors that each training forward pass was given.
+        adapter: of PEFT; None where the model's own parameters are trained.
     """
 
     source: str
@@ -99,6 +117,7 @@ class ModelEntry:
     fingerprint: str
     dtype: str
     forward_arguments: Json
+    adapter: AdapterEntry | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +181,9 @@ class Manifest:
         """The manifest as it is stored in the log's root attributes."""
         plain: Json = json.loads(json.dumps(asdict(self)))  # tuples become lists, as JSON has it
         said = {name: value for name, value in plain.items() if name not in _OTHERWISE or value != _OTHERWISE[name]}
+        for part, name in _OPTIONAL:
+            if said[part][name] is None:
+                del said[part][name]
         return {"schema": SCHEMA, "version": VERSION, **said}
 
     @classmethod
@@ -184,7 +206,7 @@ class Manifest:
         return cls(
             **known
             | {
-                "model": _entry(ModelEntry, document["model"]),
+                "model": _model(document["model"]),
                 "parameters": tuple(
                     _entry(ParameterEntry, entry | {"shape": tuple(entry["shape"])}) for entry in document["parameters"]
                 ),
@@ -197,8 +219,14 @@ class Manifest:
 
 
 def _entry(kind: type[Entry], values: Json) -> Entry:
-    """Builds a record from the fields that it knows."""
-    return kind(**{name: values[name] for name in kind.__dataclass_fields__})  # type: ignore[attr-defined]
+    """Builds a record from the fields that it knows; the schema has seen to it that none is missing that must be there."""
+    known = kind.__dataclass_fields__  # type: ignore[attr-defined]
+    return kind(**{name: value for name, value in values.items() if name in known})
+
+
+def _model(values: Json) -> ModelEntry:
+    adapter = values.get("adapter")
+    return _entry(ModelEntry, values | ({"adapter": _entry(AdapterEntry, adapter)} if adapter is not None else {}))
 
 
 def _check(document: Json, where: str) -> None:

@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from lmcleaner.formats.bits import Bits
 from lmcleaner.formats.commit import EstimateKind
 from lmcleaner.formats.curvature import StoredEstimate
-from lmcleaner.formats.manifest import CodecName, Manifest, ModelEntry, NumericsEntry, OptimizerEntry, ParameterEntry
+from lmcleaner.formats.manifest import (
+    AdapterEntry,
+    CodecName,
+    Manifest,
+    ModelEntry,
+    NumericsEntry,
+    OptimizerEntry,
+    ParameterEntry,
+)
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
 from lmcleaner.formats.steps import Checkpoint, MicrobatchRecord, OptimizerVectors, StepRecord
 
@@ -43,6 +51,7 @@ class Golden:
             tells the norms before clipping.
         has_codes: whether the optimizer keeps a part of its state as codes of 8 bits.
         world_size: processes that trained together.
+        has_adapter: whether the parameters are an adapter's, trained under autocast.
     """
 
     name: str
@@ -57,6 +66,7 @@ class Golden:
     curvature: EstimateKind | None = None
     has_codes: bool = False
     world_size: int = 1
+    has_adapter: bool = False
 
 
 GOLDEN = (
@@ -78,6 +88,7 @@ GOLDEN = (
     ),
     Golden(name="v1-codes", shapes=SMALL, num_steps=4, has_codes=True),
     Golden(name="v1-processes", shapes=SMALL, num_steps=4, world_size=2),
+    Golden(name="v1-adapter", shapes=SMALL, num_steps=3, has_adapter=True),
 )
 
 
@@ -221,6 +232,9 @@ def make_manifest(golden: Golden) -> Manifest:
             fingerprint="ab" * 32,
             dtype=golden.dtype,
             forward_arguments={"use_cache": False},
+            adapter=AdapterEntry(config={"peft_type": "LORA", "r": 4}, base_dtype="bfloat16")
+            if golden.has_adapter
+            else None,
         ),
         parameters=tuple(
             ParameterEntry(name=name, shape=shape, offset=offset, group=group, index=index)
@@ -238,6 +252,7 @@ def make_manifest(golden: Golden) -> Manifest:
             deterministic=True,
             attention="eager",
             rng_bytes=RNG_BYTES,
+            autocast="bfloat16" if golden.has_adapter else None,
         ),
         updates=golden.updates,
         gradients=golden.gradients,

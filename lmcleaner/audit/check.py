@@ -25,10 +25,10 @@ from lmcleaner.formats.commit import Change
 from lmcleaner.formats.errors import MismatchError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.progress import Progress, Silent
-from lmcleaner.training.models import load_model
+from lmcleaner.training.models import load_unlearned
 from lmcleaner.training.numerics import replay_device, restored_numerics
 from lmcleaner.training.replay import ReplayModel, open_replay
-from lmcleaner.training.vectors import distance, torch_dtype
+from lmcleaner.training.vectors import distance
 
 # Norms are summed in float64 in one order; they may differ in the last digits between machines.
 _NORM_TOLERANCE = 1e-6
@@ -40,7 +40,7 @@ class AuditOptions:
 
     Attributes:
         oracle: replays the counterfactual and measures the error against it.
-        model: where the base model lies now, if it moved; needed for the oracle only.
+        model: where the base model lies now, if it moved; needed for the oracle, and for an adapter.
         device: where to replay the oracle; see `replay_device`.
         relative_error: largest relative error that passes; never above 0.9.
     """
@@ -128,7 +128,7 @@ def audit_model(
         unchecked["ledger"] = NOT_ENTERED
     since = changes_since(log, document["hashes"]["log_root"])
     if since and redactions(since):
-        found = check_redacted(document, audit_sha256, log, folder)
+        found = check_redacted(document, audit_sha256, log, folder, options.model)
         unchecked |= {"log": f"redacted on {redactions(since)[0].time}"} | found.unchecked
         if options.oracle:
             unchecked["oracle"] = "the log no longer holds the rows, nor the run with them"
@@ -140,7 +140,7 @@ def audit_model(
     oracle = None
     if checks["log"] is None and checks["samples"] is None:
         with restored_numerics(log.manifest.numerics):
-            checks |= _model_checks(document, log, folder)
+            checks |= _model_checks(document, log, folder, options.model)
             if options.oracle:
                 oracle = _oracle(document, log, folder, options, progress)
                 checks["oracle"] = _oracle_check(document, oracle, options)
@@ -157,9 +157,9 @@ def _log_checks(document: Document, log: TrainingLog, since: Sequence[Change] | 
     return checks
 
 
-def _model_checks(document: Document, log: TrainingLog, folder: Path) -> dict[str, str | None]:
+def _model_checks(document: Document, log: TrainingLog, folder: Path, source: str | None) -> dict[str, str | None]:
     """Whether the model in the folder is the one described, and differs from the trained one as described."""
-    model, after = stated_model(document, log, folder)
+    model, after = stated_model(document, log, folder, source)
     try:
         replay = ReplayModel(model, log.manifest, replay_device(log.manifest))
     except MismatchError as error:
@@ -181,7 +181,7 @@ def _oracle(
 ) -> dict[str, Any]:
     manifest = log.manifest
     replay = open_replay(manifest, options.model, options.device)
-    made = load_model(str(folder), torch_dtype(manifest.model.dtype), manifest.numerics.attention)
+    made = load_unlearned(manifest, folder, options.model)
     unlearned = [p.detach() for p in ReplayModel(made, manifest, replay.device).parameters]
     forget_set = stated_forget_set(document)
     denominator = Denominator(document["config"].get("denominator", Denominator.LOGGED))

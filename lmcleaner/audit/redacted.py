@@ -52,7 +52,9 @@ def changes_since(log: TrainingLog, root: str) -> tuple[Change, ...] | None:
     return next((history[n:] for n, change in enumerate(history) if change.root_before == root), None)
 
 
-def check_redacted(document: Document, audit_sha256: str, log: TrainingLog, folder: Path) -> Findings:
+def check_redacted(
+    document: Document, audit_sha256: str, log: TrainingLog, folder: Path, source: str | None = None
+) -> Findings:
     """Checks a document whose log was redacted after it was at the document's root.
 
     Args:
@@ -60,6 +62,7 @@ def check_redacted(document: Document, audit_sha256: str, log: TrainingLog, fold
         audit_sha256: SHA-256 of its file.
         log: the log as it is now.
         folder: the output folder, with the model.
+        source: where the base model of an adapter lies now, if it moved.
 
     Returns:
         The checks and those that can't be made.
@@ -70,7 +73,7 @@ def check_redacted(document: Document, audit_sha256: str, log: TrainingLog, fold
     found.checks["log"] = None
     found.checks["previous"] = check_previous(document, log, since)
     found.checks["samples"] = forget_set_problem(document, stated_forget_set(document))
-    model, found.checks["model"] = stated_model(document, log, folder)
+    model, found.checks["model"] = stated_model(document, log, folder, source)
     found.checks["verdict"] = verdict_problem(document)
     found.unchecked["trained model"] = found.unchecked["change"] = _GONE
     own = next((c for c in redactions(since) if c.details.get("audit_sha256") == audit_sha256), None)

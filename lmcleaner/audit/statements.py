@@ -14,8 +14,7 @@ from lmcleaner.formats.canonical import json_digest
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.wording import counted
 from lmcleaner.training.fingerprint import model_fingerprint
-from lmcleaner.training.models import load_model
-from lmcleaner.training.vectors import torch_dtype
+from lmcleaner.training.models import load_unlearned
 from lmcleaner.unlearning.request import ForgetSet
 from lmcleaner.unlearning.windows import Window, windows_in
 
@@ -130,7 +129,9 @@ def verdict_problem(document: Document) -> str | None:
     return None
 
 
-def stated_model(document: Document, log: TrainingLog, folder: Path) -> tuple[nn.Module, str | None]:
+def stated_model(
+    document: Document, log: TrainingLog, folder: Path, source: str | None = None
+) -> tuple[nn.Module, str | None]:
     """The model in a folder, and whether it is the one that the document describes."""
-    model: nn.Module = load_model(str(folder), torch_dtype(log.manifest.model.dtype), log.manifest.numerics.attention)
+    model = load_unlearned(log.manifest, folder, source)
     return model, unequal("model_after", document["hashes"]["model_after"], model_fingerprint(model))

@@ -14,6 +14,7 @@ from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.manifest import CodecName, Manifest, ModelEntry, ParameterEntry
 from lmcleaner.formats.steps import Checkpoint
 from lmcleaner.formats.wording import counted
+from lmcleaner.training.adapters import describe_adapter, without_adapter
 from lmcleaner.training.fingerprint import model_fingerprint
 from lmcleaner.training.numerics import current_numerics, environment, rng_state
 from lmcleaner.training.optimizers import describe_optimizer, optimizer_vectors
@@ -37,6 +38,7 @@ class RunDescription:
         tokenizer: source and digest.
         training: the run's own options, for people.
         forward_arguments: keyword arguments besides tensors that every forward pass is given.
+        autocast: "bfloat16" where the forward passes run under torch's autocast, else None.
     """
 
     model_source: str
@@ -51,6 +53,7 @@ class RunDescription:
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     forward_arguments: Mapping[str, Any] = field(default_factory=dict)
+    autocast: str | None = None
 
     def __post_init__(self) -> None:
         """Checks ranges.
@@ -62,6 +65,11 @@ class RunDescription:
             raise UsageError(f"checkpoint_every: expected at least 1, found {self.checkpoint_every}")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise UsageError(f"max_grad_norm: expected None or more than 0, found {self.max_grad_norm}")
+        if self.autocast not in {None, "bfloat16"}:
+            raise UsageError(
+                f"unsupported autocast: expected bfloat16, found {self.autocast}",
+                hint="float16 needs a gradient scaler, whose steps can't be replayed",
+            )
         if not self.loss_divisor > 0:
             raise UsageError(f"loss_divisor: expected more than 0, found {self.loss_divisor}")
 
@@ -98,23 +106,27 @@ def describe_run(module: nn.Module, optimizer: torch.optim.Optimizer, descriptio
     parameters = trainable_parameters(module)
     first = next(iter(parameters.values()))
     config = getattr(module, "config", None)
+    adapter = describe_adapter(module)
     return Manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model=ModelEntry(
             source=str(Path(description.model_source).resolve())
             if Path(description.model_source).is_dir()
             else description.model_source,
-            class_name=type(module).__name__,
-            fingerprint=model_fingerprint(module),
+            class_name=type(without_adapter(module)).__name__,
+            fingerprint=model_fingerprint(module, only_frozen=adapter is not None),
             dtype=dtype_name(first.dtype),
             forward_arguments=dict(description.forward_arguments),
+            adapter=adapter,
         ),
         parameters=_parameter_entries(parameters, optimizer),
         optimizer=describe_optimizer(optimizer),
         max_grad_norm=description.max_grad_norm,
         loss_divisor=description.loss_divisor,
         padding_token=description.padding_token,
-        numerics=current_numerics(getattr(config, "_attn_implementation", "unknown"), first.device),
+        numerics=current_numerics(
+            getattr(config, "_attn_implementation", "unknown"), first.device, description.autocast
+        ),
         updates=description.updates,
         gradients=description.gradients,
         checkpoint_every=description.checkpoint_every,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
 from lmcleaner.formats.steps import MicrobatchRecord
+from lmcleaner.training.adapters import without_adapter
 
 # They change what the model returns beside the loss, never the loss.
 HARMLESS = {"return_dict", "use_cache", "output_attentions", "output_hidden_states"}
@@ -33,7 +34,7 @@ def arguments_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
     """
     if not args:
         return dict(kwargs)
-    names = list(inspect.signature(module.forward).parameters)
+    names = list(inspect.signature(without_adapter(module).forward).parameters)
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 

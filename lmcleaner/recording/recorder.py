@@ -29,7 +29,7 @@ from lmcleaner.recording.repeated import RepeatedSteps
 from lmcleaner.recording.resume import open_unfinished
 from lmcleaner.recording.self_check import record_self_check
 from lmcleaner.recording.unclipped import UnclippedNorm
-from lmcleaner.training.numerics import rng_state
+from lmcleaner.training.numerics import autocast_dtype, rng_state
 from lmcleaner.training.vectors import bits_of
 
 _MAX_COMPRESSORS = 4  # more threads wait for the one that codes
@@ -114,6 +114,7 @@ class Recorder:
         self._handles: list[Any] = []
         self._pending: dict[str, Any] | None = None
         self._rng_before = b""
+        self._autocast: str | None = None
         self._microbatches: list[MicrobatchRecord] = []
         self._averaged: list[bool] = []
         self._step: StepRecord | None = None
@@ -134,6 +135,7 @@ class Recorder:
         self._handles = [
             self.module.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             self.module.register_forward_hook(self._after_forward, with_kwargs=True),
+            *(child.register_forward_pre_hook(self._inside_forward) for child in self.module.children()),
             self.optimizer.register_step_pre_hook(self._before_step),
             self.optimizer.register_step_post_hook(self._after_step),
             *(self._unclipped.attach() if self._unclipped is not None else ()),
@@ -226,6 +228,11 @@ class Recorder:
             return
         self._pending = arguments_of(module, args, kwargs)
         self._rng_before = rng_state(self._parameters[0].device)
+        self._autocast = autocast_dtype(self._parameters[0].device)
+
+    def _inside_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Accelerate wraps the model's `forward`, so that autocast begins behind the model's own hooks."""
+        self._autocast = autocast_dtype(self._parameters[0].device)
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if self._pending is None:
@@ -233,6 +240,12 @@ class Recorder:
         loss = loss_of(output)
         if loss is None:
             raise UsageError("the model returned no loss: expected labels among its arguments")
+        if self._autocast != self._manifest.numerics.autocast:
+            raise UsageError(
+                f"a forward pass under another autocast than the run was said to have: step {self.num_steps}: expected "
+                f"{self._manifest.numerics.autocast}, found {self._autocast}",
+                hint='RunDescription(autocast="bfloat16") says that all training passes run under it',
+            )
         drew = rng_state(self._parameters[0].device) != self._rng_before
         self.note(self._pending, loss.item(), self._rng_before if drew else b"", self._processes.averages)
         self._pending = None

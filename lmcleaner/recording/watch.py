@@ -28,7 +28,8 @@ from lmcleaner.recording.describe import RunDescription
 from lmcleaner.recording.microbatches import HARMLESS, RECORDED, arguments_of, loss_of
 from lmcleaner.recording.processes import Processes, averages, check_whole, wrapper_of
 from lmcleaner.recording.recorder import Recorder
-from lmcleaner.training.numerics import rng_state
+from lmcleaner.training.adapters import is_adapted, without_adapter
+from lmcleaner.training.numerics import autocast_dtype, rng_state
 
 # A loss that a loop divides by 3 gets the gradient 0.33333334: what is this close to a whole number is one.
 _WHOLE = 1e-5
@@ -102,6 +103,7 @@ class Watch:
         self._step_hook: Any = None
         self._wrappers: list[nn.Module] = []  # what may average gradients over several processes
         self._hooked: dict[int, bytes] = {}  # id of a module in its forward pass -> the generators before it
+        self._autocast: list[str | None] = []  # of the first pass, once it is known
         self._clip: float | None = None
         self._clip_grad_norm = torch.nn.utils.clip_grad_norm_
         self._started = 0.0
@@ -165,10 +167,13 @@ class Watch:
         check_whole(module)
         if isinstance(module, DistributedDataParallel):
             self._wrappers = [*(known for known in self._wrappers if known is not module), module]
+        if self._hooked and not self._autocast:  # within a model: Accelerate begins autocast behind the model's hooks
+            self._autocast.append(autocast_dtype(self._device))
         if not (module.training and torch.is_grad_enabled() and _takes_labels(module)):
             return
         self._started = self._started or time.perf_counter()
-        self._hooked[id(module)] = rng_state(next(module.parameters()).device)
+        self._device = next(module.parameters()).device
+        self._hooked[id(module)] = rng_state(self._device)
         handle: Any = module.register_forward_hook(lambda *call: self._after_forward(handle, *call), with_kwargs=True)
 
     def _after_forward(
@@ -231,14 +236,16 @@ class Watch:
         """
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         seen = list({id(seen.module): seen.module for seen in self._passes}.values())
-        for module in seen:  # an inner one ends its pass before the one around it
+        # An inner one ends its pass before the one around it; an adapter's model is the one that PEFT wrapped.
+        for module in sorted(seen, key=is_adapted, reverse=True):
             if {id(parameter) for parameter in module.parameters() if parameter.requires_grad} == held:
                 return module
         names = ", ".join(type(module).__name__ for module in seen) or "none"
         raise UsageError(
             "no model to record: expected one that returned a loss in train mode and whose trainable parameters are "
             f"those of the optimizer, a {type(optimizer).__name__} of {counted(len(held), 'parameter')}; found {names}",
-            hint="give the model its labels, and freeze the parameters that the optimizer doesn't hold",
+            hint="give the model its labels (a loss of the loop's own, as with label smoothing, can't be replayed), "
+            "and freeze the parameters that the optimizer doesn't hold",
         )
 
     def _describe(self, module: nn.Module, passes: list[_Pass], processes: Processes) -> RunDescription:
@@ -264,11 +271,12 @@ class Watch:
             planned_steps=options.planned_steps,
             training=options.training,
             forward_arguments=_constants(passes[0].arguments),
+            autocast=self._autocast[0] if self._autocast else None,
         )
 
 
 def _takes_labels(module: nn.Module) -> bool:
-    return "labels" in _parameters_of(type(module).forward)
+    return "labels" in _parameters_of(type(without_adapter(module)).forward)
 
 
 @cache

@@ -8,17 +8,20 @@ from lmcleaner.formats.canonical import little_endian_bytes
 from lmcleaner.training.vectors import bits_of
 
 
-def model_fingerprint(module: nn.Module) -> str:
+def model_fingerprint(module: nn.Module, *, only_frozen: bool = False) -> str:
     """SHA-256 over name, dtype, shape and digest of every tensor of the model's state.
 
     Args:
         module: a model on any device; non-persistent buffers don't count.
+        only_frozen: leaves out what is trained.
 
     Returns:
         64 hexadecimal digits that don't depend on where or how the model is stored.
     """
     content = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(module.state_dict(keep_vars=True).items()):
+        if only_frozen and tensor.requires_grad:
+            continue
         content.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
         values = bits_of([tensor]) if tensor.is_floating_point() else tensor.cpu().numpy()
         content.update(hashlib.sha256(little_endian_bytes(values)).digest())

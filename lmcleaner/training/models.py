@@ -10,6 +10,7 @@ from torch import nn
 from lmcleaner.formats.canonical import sha256_hex
 from lmcleaner.formats.errors import MismatchError, NotFoundError
 from lmcleaner.formats.manifest import Manifest
+from lmcleaner.training.adapters import add_adapter, load_adapter
 from lmcleaner.training.fingerprint import model_fingerprint
 from lmcleaner.training.vectors import torch_dtype
 
@@ -73,17 +74,61 @@ def load_base_model(manifest: Manifest, source: str | None = None) -> nn.Module:
     Raises:
         NotFoundError: it isn't there.
         MismatchError: it is another model.
+        UsageError: it has an adapter, and PEFT isn't installed.
     """
+    place, adapter = source or manifest.model.source, manifest.model.adapter
+    model = _load_plain(manifest, place)
+    if adapter is not None:
+        model = add_adapter(model, adapter, manifest.model.dtype)
+    _check_base(model, manifest, place)
+    return model
+
+
+def load_unlearned(manifest: Manifest, folder: Path, source: str | None = None) -> nn.Module:
+    """What `unlearn` wrote into a folder: a model, or the base model with an adapter.
+
+    Args:
+        manifest: what the log says of the run.
+        folder: the output folder.
+        source: where the base model of an adapter lies now, if it moved.
+
+    Returns:
+        The model with the run's dtype and attention.
+
+    Raises:
+        NotFoundError: it isn't there.
+        MismatchError: the adapter's base model is another one.
+        UsageError: PEFT isn't installed.
+    """
+    if manifest.model.adapter is None:
+        return _load_plain(manifest, str(folder))
     place = source or manifest.model.source
-    model: nn.Module = load_model(place, torch_dtype(manifest.model.dtype), manifest.numerics.attention)
-    found = model_fingerprint(model)
+    if not (folder / "adapter_config.json").is_file():
+        raise NotFoundError(f"no adapter: {folder}: expected adapter_config.json", hint="give the folder of `unlearn`")
+    model = load_adapter(_load_plain(manifest, place), folder, manifest.model.dtype)
+    _check_base(model, manifest, place)
+    return model
+
+
+def _load_plain(manifest: Manifest, place: str) -> nn.Module:
+    adapter = manifest.model.adapter
+    dtype = adapter.base_dtype if adapter is not None else manifest.model.dtype
+    model: nn.Module = load_model(place, torch_dtype(dtype), manifest.numerics.attention)
+    return model
+
+
+def _check_base(model: nn.Module, manifest: Manifest, place: str) -> None:
+    """Beside an adapter all that isn't trained must be the run's; what is trained comes from the log."""
+    trained = {entry.name for entry in manifest.parameters}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+    found = model_fingerprint(model, only_frozen=manifest.model.adapter is not None)
     if found != manifest.model.fingerprint:
         raise MismatchError(
             f"not the base model of this log: {place}: expected fingerprint {manifest.model.fingerprint}, "
             f"found {found}",
             hint="give the model that the run started from with --model",
         )
-    return model
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -13,15 +13,16 @@ import torch
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.manifest import Manifest, NumericsEntry
 
-_LIBRARIES = ("lmcleaner", "torch", "transformers", "tokenizers", "accelerate", "numpy", "zarr", "numcodecs")
+_LIBRARIES = ("lmcleaner", "torch", "transformers", "tokenizers", "accelerate", "peft", "numpy", "zarr", "numcodecs")
 
 
-def current_numerics(attention: str, device: torch.device) -> NumericsEntry:
+def current_numerics(attention: str, device: torch.device, autocast: str | None = None) -> NumericsEntry:
     """What this process would compute a step with now.
 
     Args:
         attention: attention implementation of the model.
         device: where the model lies.
+        autocast: what its forward passes are cast to, if they are.
 
     Returns:
         The entry of a manifest.
@@ -34,7 +35,19 @@ def current_numerics(attention: str, device: torch.device) -> NumericsEntry:
         deterministic=torch.are_deterministic_algorithms_enabled(),
         attention=attention,
         rng_bytes=len(rng_state(device)),
+        autocast=autocast,
     )
+
+
+def autocast_dtype(device: torch.device) -> str | None:
+    """What torch's autocast casts to at this place of a program; None where it is off."""
+    is_on = torch.is_autocast_enabled(device.type)
+    return str(torch.get_autocast_dtype(device.type)).removeprefix("torch.") if is_on else None
+
+
+def autocasting(entry: NumericsEntry, device: torch.device) -> AbstractContextManager[object]:
+    """Casts a forward pass as the run did; one for each pass, since autocast keeps the weights that it has cast."""
+    return nullcontext() if entry.autocast is None else torch.autocast(device.type, getattr(torch, entry.autocast))
 
 
 @contextmanager
@@ -178,7 +191,7 @@ def unrestorable(manifest: Manifest, device: torch.device) -> list[str]:
     Returns:
         One "what: expected, found" each.
     """
-    bit_deciding = ("torch", "transformers", "cpu_capability")
+    bit_deciding = ("torch", "transformers", "cpu_capability", *(["peft"] if manifest.model.adapter else []))
     now = environment()
     then = manifest.environment
     differences = [

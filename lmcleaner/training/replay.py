@@ -15,7 +15,7 @@ from lmcleaner.formats.steps import StepRecord
 from lmcleaner.training.batches import NOTHING, Digests, Inputs, step_inputs
 from lmcleaner.training.fingerprint import model_fingerprint
 from lmcleaner.training.models import load_base_model
-from lmcleaner.training.numerics import replay_device, restore_rng
+from lmcleaner.training.numerics import autocasting, replay_device, restore_rng
 from lmcleaner.training.ranks import RankSums
 from lmcleaner.training.state import Gradient, TrainingState
 from lmcleaner.training.vectors import bits_of, tensors_of, torch_dtype
@@ -150,11 +150,17 @@ class ReplayModel:
         for microbatch, inputs in zip(step.microbatches, self.inputs(step, forgotten, denominator), strict=True):
             sums.turn_to(microbatch.rank)
             self.restore_rng(microbatch.rng)
-            loss = self.module(**inputs, **self.manifest.model.forward_arguments).loss
+            loss = self.loss(inputs)
             self.scaled(loss).backward()
             losses.append(loss.detach())
         sums.finish()
         return self.take_gradient(), losses
+
+    def loss(self, inputs: Inputs) -> Tensor:
+        """What the model returned in training for a microbatch, with its graph; under autocast if the run was."""
+        with autocasting(self.manifest.numerics, self.device):
+            loss: Tensor = self.module(**inputs, **self.manifest.model.forward_arguments).loss
+        return loss
 
     def restore_rng(self, state: bytes) -> None:
         """Sets the random number generators as they were before a logged forward pass that drew from them."""

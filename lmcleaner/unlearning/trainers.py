@@ -24,7 +24,7 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
 from lmcleaner.formats.wording import counted
 from lmcleaner.recording.describe import trainable_parameters
-from lmcleaner.training.models import load_model
+from lmcleaner.training.models import load_unlearned
 from lmcleaner.training.vectors import bits_of, dtype_name
 from lmcleaner.unlearning.classic import AUDIT_RECORDS, check_batch_size
 from lmcleaner.unlearning.options import DEFAULT_DAMPING, DEFAULT_K, UnlearnOptions
@@ -145,7 +145,7 @@ class LMCleanerSampleLevel(Trainer):
             document = unlearn(log.store, UnlearnOptions(forget=forget, output=output, **self._chosen)).document
             assert document is not None
             parameters = trainable_parameters(self.model)
-            made = dict(load_model(str(output), next(iter(parameters.values())).dtype).named_parameters())
+            made = dict(load_unlearned(log.manifest, output, self._chosen["model"]).named_parameters())
             for name, parameter in parameters.items():
                 parameter.data.copy_(made[name].data)
             self._audit_dir.mkdir(parents=True, exist_ok=True)
