@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         Scheduler,
     )
     from lmcleaner.curvature.matrix import Curvature
+    from lmcleaner.experiments.description import read_experiments
+    from lmcleaner.experiments.running import run_experiments
     from lmcleaner.formats.errors import (
         DamagedError,
         DivergedError,
@@ -100,11 +102,13 @@ __all__ = [
     "audit_model",
     "find_text",
     "prune",
+    "read_experiments",
     "record",
     "record_curvature",
     "record_script",
     "restore",
     "resumed_options",
+    "run_experiments",
     "summarize",
     "unlearn",
     "verify",
@@ -113,6 +117,8 @@ __all__ = [
 _HOMES = {
     "lmcleaner.audit.check": ("AuditOptions", "AuditReport", "audit_model"),
     "lmcleaner.curvature.matrix": ("Curvature",),
+    "lmcleaner.experiments.description": ("read_experiments",),
+    "lmcleaner.experiments.running": ("run_experiments",),
     "lmcleaner.formats.pruning": ("Pruning", "PruningPlan", "prune"),
     "lmcleaner.formats.reader": ("TrainingLog",),
     "lmcleaner.formats.samples": ("Sample",),
