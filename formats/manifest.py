@@ -219,7 +219,7 @@ class Manifest:
 
 
 def _entry(kind: type[Entry], values: Json) -> Entry:
-    """Builds a record from the fields that it knows; the schema has seen to it that none is missing that must be there."""
+    """Builds a record from the fields that it knows; the schema was asked which must be there."""
     known = kind.__dataclass_fields__  # type: ignore[attr-defined]
     return kind(**{name: value for name, value in values.items() if name in known})
 

@@ -168,12 +168,13 @@ class Watch:
         if isinstance(module, DistributedDataParallel):
             self._wrappers = [*(known for known in self._wrappers if known is not module), module]
         if self._hooked and not self._autocast:  # within a model: Accelerate begins autocast behind the model's hooks
-            self._autocast.append(autocast_dtype(self._device))
+            parameter = next(module.parameters(), None)
+            if parameter is not None:
+                self._autocast.append(autocast_dtype(parameter.device))
         if not (module.training and torch.is_grad_enabled() and _takes_labels(module)):
             return
         self._started = self._started or time.perf_counter()
-        self._device = next(module.parameters()).device
-        self._hooked[id(module)] = rng_state(self._device)
+        self._hooked[id(module)] = rng_state(next(module.parameters()).device)
         handle: Any = module.register_forward_hook(lambda *call: self._after_forward(handle, *call), with_kwargs=True)
 
     def _after_forward(
