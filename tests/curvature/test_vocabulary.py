@@ -28,6 +28,7 @@ def replay() -> ReplayModel:
         parameters=[SimpleNamespace(name=name) for name in named],
         num_elements=module.num_parameters(),
         loss_divisor=1.0,
+        world_size=1,
         model=SimpleNamespace(forward_arguments={}),
     )
     parts = {"module": module, "parameters": [*named.values()], "manifest": manifest, "device": CPU}
