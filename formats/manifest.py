@@ -13,9 +13,12 @@ from lmcleaner.formats.layout import SCHEMA, VERSION
 CodecName = Literal["lossless", "int8", "int4", "none"]
 Entry = TypeVar("Entry")
 
-# A manifest has these only where they say something else than what holds otherwise.
-_OTHERWISE: Json = {"world_size": 1}
-_OPTIONAL = (("model", "adapter"), ("numerics", "autocast"))  # not in the document where there is none
+# A document has these only where they say something else than what holds otherwise.
+_OTHERWISE: dict[tuple[str, ...], object] = {
+    ("world_size",): 1,
+    ("model", "adapter"): None,
+    ("numerics", "autocast"): None,
+}
 
 MAX_ELEMENTS = 1 << 38  # of a parameter vector; more than any model that is trained in one process has
 
@@ -180,11 +183,11 @@ class Manifest:
     def to_json(self) -> Json:
         """The manifest as it is stored in the log's root attributes."""
         plain: Json = json.loads(json.dumps(asdict(self)))  # tuples become lists, as JSON has it
-        said = {name: value for name, value in plain.items() if name not in _OTHERWISE or value != _OTHERWISE[name]}
-        for part, name in _OPTIONAL:
-            if said[part][name] is None:
-                del said[part][name]
-        return {"schema": SCHEMA, "version": VERSION, **said}
+        for (*parts, name), usual in _OTHERWISE.items():
+            entry = plain[parts[0]] if parts else plain
+            if entry[name] == usual:
+                del entry[name]
+        return {"schema": SCHEMA, "version": VERSION, **plain}
 
     @classmethod
     def from_json(cls, document: Json, where: str) -> Self:
@@ -202,7 +205,7 @@ class Manifest:
             VersionError: it was written by a later major version.
         """
         _check(document, where)
-        known = {name: (_OTHERWISE | document)[name] for name in cls.__dataclass_fields__}
+        known = {name: document[name] for name in cls.__dataclass_fields__ if name in document}
         return cls(
             **known
             | {

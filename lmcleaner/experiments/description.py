@@ -216,14 +216,13 @@ def _recording(
 
 def _unlearn_values(unlearn: Section) -> dict[str, Any]:
     """Arguments of `UnlearnOptions`; a file's requests don't know of each other unless it says so."""
-    words = {key: marked for key, marked in unlearn.items() if marked.value != "all" or key != "K"}
-    if "hessian_mode" in unlearn:
-        words.pop("hessian_mode")
-    values = {"ledger": False, **values_for(UnlearnOptions, words)}
-    if "K" in unlearn and "K" not in words:
+    words, values = dict(unlearn), dict[str, Any](ledger=False)
+    if "K" in words and words["K"].value == "all":
+        del words["K"]
         values["K"] = None
-    if "hessian_mode" in unlearn:
-        marked = unlearn["hessian_mode"]
+    marked = words.pop("hessian_mode", None)
+    values |= values_for(UnlearnOptions, words)
+    if marked is not None:
         try:
             values |= mode_options(str(marked.plain), values.get("tolerance"))
         except UsageError as error:

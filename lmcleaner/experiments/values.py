@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
@@ -80,9 +80,7 @@ def built(options: type[Options], section: Mapping[str, Marked], values: Mapping
         raise UsageError(f"{where}: {error.message}", hint=error.hint) from error
 
 
-def _is_required(field: Any) -> bool:
-    from dataclasses import MISSING
-
+def _is_required(field: Field[Any]) -> bool:
     return field.default is MISSING and field.default_factory is MISSING
 
 

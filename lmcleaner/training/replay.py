@@ -135,22 +135,27 @@ class ReplayModel:
         Returns:
             The gradient before clipping, in the order of the manifest.
         """
-        return self.gradient_and_losses(step, parameters, forgotten, denominator)[0]
+        return self.gradient_and_losses(step, parameters, self.inputs(step, forgotten, denominator))[0]
 
     def gradient_and_losses(
-        self,
-        step: StepRecord,
-        parameters: Sequence[Tensor],
-        forgotten: Digests = NOTHING,
-        denominator: Denominator = Denominator.LOGGED,
+        self, step: StepRecord, parameters: Sequence[Tensor], inputs: Sequence[Inputs]
     ) -> tuple[Gradient, list[Tensor]]:
-        """As `gradient`, with what the model returned for each microbatch; of several processes see `RankSums`."""
+        """As `gradient`, with what the model returned for each microbatch; of several processes see `RankSums`.
+
+        Args:
+            step: the logged step.
+            parameters: where to evaluate, in the order of the manifest.
+            inputs: forward arguments of its microbatches.
+
+        Returns:
+            The gradient before clipping, and one loss for each microbatch.
+        """
         self.point_to(parameters)
         sums, losses = RankSums(self.parameters, self.manifest.world_size), []
-        for microbatch, inputs in zip(step.microbatches, self.inputs(step, forgotten, denominator), strict=True):
+        for microbatch, given in zip(step.microbatches, inputs, strict=True):
             sums.turn_to(microbatch.rank)
             self.restore_rng(microbatch.rng)
-            loss = self.loss(inputs)
+            loss = self.loss(given)
             self.scaled(loss).backward()
             losses.append(loss.detach())
         sums.finish()

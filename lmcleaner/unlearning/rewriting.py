@@ -75,7 +75,8 @@ class Rewriting:
 
     def _take(self, number: int) -> Bits:
         step = self._wanted.step(number)
-        gradient, losses = self._wanted.replay.gradient_and_losses(step, self._state.parameters)
+        replay = self._wanted.replay
+        gradient, losses = replay.gradient_and_losses(step, self._state.parameters, replay.inputs(step))
         norms = [torch.linalg.vector_norm(part) for part in gradient if part is not None]
         unclipped = joined_norm(norms) if step.unclipped_norm is not None else None
         self._state.apply(gradient, step.lr)
