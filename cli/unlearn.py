@@ -64,6 +64,12 @@ def unlearn(
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to make; must not exist.")] = None,
     model: Model = None,
     device: Device = None,
+    offload: Annotated[
+        bool,
+        typer.Option(
+            "--offload", help="Keep the sweep's state in host memory; on an accelerator that has no room for it."
+        ),
+    ] = False,
     level: LevelOption = None,
     K: KOption = str(DEFAULT_K),  # noqa: N803 -- the paper's name
     settle_tolerance: Annotated[
@@ -128,7 +134,7 @@ def unlearn(
     Example: `lmcleaner unlearn my-log --forget forget.jsonl --output my-unlearned-model --hessian-mode secant --K all`
     """
     options = UnlearnOptions(
-        forget=forget, output=output, model=model, device=device, level=level, K=parse_K(K),
+        forget=forget, output=output, model=model, device=device, offload=offload, level=level, K=parse_K(K),
         settle_tolerance=settle_tolerance, **mode_options(hessian_mode, tolerance), propagation=propagation,
         denominator=denominator, damping=damping, rank=rank, dry_run=dry_run, oracle=oracle,
         oracle_sample=oracle_sample, redact=redact, ledger=not no_ledger,

@@ -151,6 +151,7 @@ def _config(log: TrainingLog, options: UnlearnOptions) -> dict[str, Any]:
         "denominator": options.denominator.value,
         "damping": options.damping,
         "rank": options.rank,
+        "offload": options.offload,
         "oracle": options.oracle,
         "oracle_sample": options.oracle_sample,
         "redact": options.redact,

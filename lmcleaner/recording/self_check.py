@@ -87,7 +87,7 @@ def _stretches(log: TrainingLog) -> list[range]:
 
 def _errors(log: TrainingLog, replay: ReplayModel, steps: Sequence[int], progress: Progress) -> dict[int, float | None]:
     """Step -> distance from the run's parameters after it, relative to the step; None where the log can't tell."""
-    state = TrainingState(log.manifest, log.checkpoint(steps[0]), replay.device)
+    state = replay.state(log.checkpoint(steps[0]))
     found = dict[int, float | None]()
     for number in steps:
         is_exact = repeat_step(log, replay, state, number)

@@ -60,6 +60,7 @@ class UnlearnOptions:
         output: folder for model and audit document; must not exist. None only with `dry_run`.
         model: where the base model lies now, or None for where it lay.
         device: where to compute, "cpu", "cuda" or "cuda:N"; None is the run's type of device, if it is there.
+        offload: keeps the sweep's training state, θ′ and the optimizer's state, in host memory; for accelerators.
         level: sample or batch; None chooses batch for `steps:` and sample otherwise.
         K: steps to carry after the last occurrence; None carries to the end, "auto" until the deviation has settled.
         oracle_sample: percent of the steps that are taken twice to estimate the relative error; 0 estimates nothing.
@@ -84,6 +85,7 @@ class UnlearnOptions:
     output: Path | None
     model: str | None = None
     device: str | None = None
+    offload: bool = False
     level: Level | None = None
     K: Steps = DEFAULT_K
     settle_tolerance: float = DEFAULT_SETTLE_TOLERANCE
@@ -132,6 +134,11 @@ class UnlearnOptions:
             raise UsageError(
                 "--oracle-sample takes steps with the optimizer twice, which --propagation paper doesn't take at all",
                 hint="use --oracle",
+            )
+        if self.offload and self.propagation is Propagation.PAPER:
+            raise UsageError(
+                "--offload keeps the optimizer's state in host memory: --propagation paper doesn't carry any",
+                hint="leave --offload out",
             )
         if self.redact:
             self._check_redaction()

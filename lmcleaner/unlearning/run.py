@@ -102,7 +102,7 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
         if options.output is not None:
             check_free(options.output)
         memory = PeakMemory(replay_device(log.manifest, options.device))
-        replay = open_replay(log.manifest, options.model, options.device)
+        replay = open_replay(log.manifest, options.model, options.device, offload=options.offload)
         trials: tuple[Trial, ...] = ()
         if options.tolerance is not None and not options.dry_run:
             options, trials = choose_mode(log, replay, forget_set, windows, options, progress)
