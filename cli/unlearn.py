@@ -114,6 +114,12 @@ def unlearn(
             "--K all.",
         ),
     ] = False,
+    keep_states: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="States of the sweep to keep beside the model, so that audit verify need not begin anew."
+        ),
+    ] = 0,
     no_ledger: NoLedger = False,
     max_linearization_error: Annotated[float, typer.Option(help="With a median above it the verdict is poor.")] = _t(
         "linearization_error"
@@ -137,7 +143,7 @@ def unlearn(
         forget=forget, output=output, model=model, device=device, offload=offload, level=level, K=parse_K(K),
         settle_tolerance=settle_tolerance, **mode_options(hessian_mode, tolerance), propagation=propagation,
         denominator=denominator, damping=damping, rank=rank, dry_run=dry_run, oracle=oracle,
-        oracle_sample=oracle_sample, redact=redact, ledger=not no_ledger,
+        oracle_sample=oracle_sample, redact=redact, keep_states=keep_states, ledger=not no_ledger,
         thresholds=Thresholds(
             linearization_error=max_linearization_error, settled=max_settled, surviving=min_surviving,
             relative_error=max_relative_error,

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from lmcleaner.choices import Denominator
 from lmcleaner.formats.bits import Bits
-from lmcleaner.formats.canonical import array_digest
 from lmcleaner.formats.errors import MismatchError, UsageError
 from lmcleaner.formats.manifest import Manifest
 from lmcleaner.formats.reader import TrainingLog
@@ -19,7 +18,7 @@ from lmcleaner.training.numerics import autocasting, replay_device, restore_rng
 from lmcleaner.training.offload import HOST, OffloadedState
 from lmcleaner.training.ranks import RankSums
 from lmcleaner.training.state import Gradient, TrainingState
-from lmcleaner.training.vectors import bits_of, tensors_of, torch_dtype
+from lmcleaner.training.vectors import digest_of, tensors_of, torch_dtype
 
 
 def open_replay(
@@ -64,7 +63,7 @@ def repeat_step(log: TrainingLog, replay: "ReplayModel", state: TrainingState, n
     """
     step = log.step(number)
     state.apply(replay.gradient(step, state.parameters), step.lr)
-    return array_digest(bits_of(state.parameters)) == log.parameters_digest(number + 1)
+    return digest_of(state.parameters) == log.parameters_digest(number + 1)
 
 
 class ReplayModel:

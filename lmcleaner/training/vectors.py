@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lmcleaner.formats.bits import BIT_DTYPES, Bits
+from lmcleaner.formats.canonical import arrays_digest
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.manifest import ParameterEntry
 
@@ -63,6 +64,11 @@ def bits_of(tensors: Iterable[Tensor], out: Bits | None = None) -> Bits:
         _as_tensor(out[start : start + part.numel()], dtype).view(part.shape).copy_(part)
         start += part.numel()
     return out
+
+
+def digest_of(tensors: Iterable[Tensor]) -> bytes:
+    """`array_digest` of the tensors' bit patterns; holds one tensor's at a time."""
+    return arrays_digest(bits_of([tensor]) for tensor in tensors)
 
 
 def tensors_of(bits: Bits, dtype: torch.dtype, entries: Sequence[ParameterEntry], device: torch.device) -> list[Tensor]:

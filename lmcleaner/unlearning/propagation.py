@@ -60,14 +60,26 @@ class OptimizerCarrier(Carrier):
         self._setting.spent.gradients += 1
         self.state.apply(self._setting.replay.gradient(step, self.state.parameters), step.lr)
 
+    def go_on_from(self, parameters: Sequence[Tensor]) -> None:
+        """Takes θ′ to the logged θ where a lead-in didn't give the run's bits: no deviation but the request's."""
+        for own, logged in zip(self.state.parameters, parameters, strict=True):
+            own.data.copy_(logged)
+
     def deviation(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """θ[t] - θ′[t], in float32 at least."""
-        return [_wide(p) - _wide(q) for p, q in self._pairs(parameters)]
+        return deviation(parameters, self.state.parameters)
 
     def advance(
         self, number: int, step: StepRecord, parameters: Sequence[Tensor] | None, *, measure: bool
     ) -> float | None:
         """One step of the counterfactual; see `Carrier.advance`."""
+        error = self._take(number, step, parameters, measure=measure)
+        self._setting.keeper.offer(number + 1, self.state)
+        return error
+
+    def _take(
+        self, number: int, step: StepRecord, parameters: Sequence[Tensor] | None, *, measure: bool
+    ) -> float | None:
         setting = self._setting
         setting.count_handled(number, step)
         if number in setting.forget_set.skipped:
@@ -81,8 +93,8 @@ class OptimizerCarrier(Carrier):
             return None
         # Before anything of its size is there, so that a sweep holds no more than θ, θ′, δ and a gradient.
         true = _elements(setting.gradient(step, self.state.parameters)) if measure else None
-        deviation = [p - q for p, q in self._pairs(parameters)]
-        gradient = self._prediction.gradient(number, step, parameters, deviation)
+        directions = [p - q for p, q in self._pairs(parameters)]
+        gradient = self._prediction.gradient(number, step, parameters, directions)
         error = relative_error(_elements(gradient), true) if true is not None else None
         self.state.apply(gradient, step.lr)
         return error
@@ -95,8 +107,7 @@ class OptimizerCarrier(Carrier):
 
     def _pairs(self, parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """θ and θ′ of each parameter, where θ lies."""
-        own = (q.detach().to(p.device) for p, q in zip(parameters, self.state.parameters, strict=True))
-        return zip(parameters, own, strict=True)
+        return _on_one_device(parameters, self.state.parameters)
 
 
 class PaperCarrier(Carrier):
@@ -186,6 +197,11 @@ def make_carrier(propagation: Propagation, setting: Setting, prediction: Predict
     return OptimizerCarrier(setting, prediction, checkpoint)
 
 
+def deviation(parameters: Sequence[Tensor], counterfactual: Sequence[Tensor]) -> list[Tensor]:
+    """θ - θ′ where θ lies, in float32 at least."""
+    return [_wide(p) - _wide(q) for p, q in _on_one_device(parameters, counterfactual)]
+
+
 def relative_error(predicted: Tensor, true: Tensor) -> float:
     """‖predicted - true‖ / ‖true‖; 0 where both vanish."""
     true, predicted = true.double(), predicted.double()
@@ -196,6 +212,11 @@ def relative_error(predicted: Tensor, true: Tensor) -> float:
 def _elements(gradient: Gradient) -> Tensor:
     """Evenly spaced elements of a gradient; the backward pass reaches the same parameters in every mode."""
     return evenly_spaced([part for part in gradient if part is not None])
+
+
+def _on_one_device(parameters: Sequence[Tensor], others: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    own = (q.detach().to(p.device) for p, q in zip(parameters, others, strict=True))
+    return zip(parameters, own, strict=True)
 
 
 def _wide(tensor: Tensor) -> Tensor:
