@@ -51,6 +51,6 @@ docs: install
 	$(BIN)/typer lmcleaner.cli.main utils docs --name lmcleaner --title "Command line" --output docs/cli.md
 
 clean:
-	rm -rf build demo-run modes-run .mypy_cache .ruff_cache .pytest_cache
+	rm -rf build demo-run guides modes-run .mypy_cache .ruff_cache .pytest_cache
 
 SHELL := /bin/bash
