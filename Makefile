@@ -44,6 +44,7 @@ bench: install
 	$(BIN)/python benchmarks/modes.py
 	$(BIN)/python benchmarks/sweep.py
 	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/log.py
+	$(BIN)/python benchmarks/ways.py
 	$(BIN)/python benchmarks/crash.py
 	$(BIN)/python benchmarks/damage.py
 
