@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 SHAPES: dict[str, dict[str, Any]] = {
     "demo": {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "vocab_size": 768},
@@ -31,7 +31,7 @@ TRAIN = "train"
 
 def train(base: str, steps: int, log: str, codec: str) -> None:
     """A training by Hugging Face `Trainer`; recorded by its callback if a log is named."""
-    callbacks = []
+    callbacks: list[TrainerCallback] = []
     if log:
         from lmcleaner import LMCleanerCallback, WatchOptions
 
