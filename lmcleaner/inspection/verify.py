@@ -100,7 +100,7 @@ def _replay(log: TrainingLog, replay: ReplayModel, num_steps: int, progress: Pro
     with restored_numerics(log.manifest.numerics):
         state = replay.state(log.checkpoint(0))
         for number in range(num_steps):
-            if repeat_step(log, replay, state, number) and num_exact == number:
+            if repeat_step(log, replay, state, number).is_exact and num_exact == number:
                 num_exact += 1
             progress.advance()
     differences = unrestorable(log.manifest, replay.device)

@@ -1,6 +1,7 @@
 """The run's model as a function: the gradient of a logged step at any parameters."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,20 @@ def open_replay(
     return ReplayModel(load_base_model(manifest, source), manifest, where, offload=offload)
 
 
-def repeat_step(log: TrainingLog, replay: "ReplayModel", state: TrainingState, number: int) -> bool:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepeatedStep:
+    """What a step gave when it was taken again.
+
+    Attributes:
+        is_exact: whether the parameters are the run's own to the bit.
+        has_same_losses: whether the model returned what it had returned, for each microbatch and to the bit.
+    """
+
+    is_exact: bool
+    has_same_losses: bool
+
+
+def repeat_step(log: TrainingLog, replay: "ReplayModel", state: TrainingState, number: int) -> RepeatedStep:
     """Takes a step of the run as it was.
 
     Args:
@@ -59,11 +73,15 @@ def repeat_step(log: TrainingLog, replay: "ReplayModel", state: TrainingState, n
         number: the step.
 
     Returns:
-        Whether the parameters are the run's own to the bit.
+        What it gave.
     """
     step = log.step(number)
-    state.apply(replay.gradient(step, state.parameters), step.lr)
-    return digest_of(state.parameters) == log.parameters_digest(number + 1)
+    gradient, losses = replay.gradient_and_losses(step, state.parameters, replay.inputs(step))
+    state.apply(gradient, step.lr)
+    return RepeatedStep(
+        is_exact=digest_of(state.parameters) == log.parameters_digest(number + 1),
+        has_same_losses=[float(loss) for loss in losses] == [microbatch.loss for microbatch in step.microbatches],
+    )
 
 
 class ReplayModel:

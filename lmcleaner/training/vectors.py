@@ -59,10 +59,9 @@ def bits_of(tensors: Iterable[Tensor], out: Bits | None = None) -> Bits:
     dtype = parts[0].dtype
     if out is None:
         out = np.empty(sum(part.numel() for part in parts), BIT_DTYPES[dtype_name(dtype)])
-    start = 0
-    for part in parts:
-        _as_tensor(out[start : start + part.numel()], dtype).view(part.shape).copy_(part)
-        start += part.numel()
+    places = _as_tensor(out, dtype).split([part.numel() for part in parts])
+    for part, place in zip(parts, places, strict=True):
+        place.view(part.shape).copy_(part)
     return out
 
 
