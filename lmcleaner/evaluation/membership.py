@@ -62,8 +62,8 @@ def reference_score(losses: Array, gold_losses: Array) -> Array:
 def area_under_curve(members: Array, others: Array) -> float:
     """How well scores tell members from others: the area under the ROC curve.
 
-    The probability that another row's score is higher than a member's, equal ones counted half; the Mann-Whitney U
-    statistic over the number of pairs.
+    The probability that another row's score is higher than a member's, equal ones counted half: the Mann-Whitney U
+    statistic over the number of pairs (Hanley and McNeil, 1982).
 
     Args:
         members: scores of rows that were trained on.
@@ -75,7 +75,8 @@ def area_under_curve(members: Array, others: Array) -> float:
     Raises:
         NotFoundError: scipy isn't installed.
     """
-    statistic = scipy_stats().mannwhitneyu(others, members, method="asymptotic").statistic
+    ranks = scipy_stats().rankdata(np.concatenate([others, members]))
+    statistic = ranks[: len(others)].sum() - len(others) * (len(others) + 1) / 2
     return float(statistic) / (len(members) * len(others))
 
 

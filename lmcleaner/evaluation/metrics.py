@@ -22,9 +22,9 @@ _CHOICES = (Part.REAL_AUTHORS, Part.WORLD_FACTS)
 class Direction(StrEnum):
     """Which way a metric gets better; gold is what a model would be like that never saw the rows to forget."""
 
-    HIGHER = "↑"
-    LOWER = "↓"
-    GOLD = "closest to gold"
+    HIGHER = "higher"
+    LOWER = "lower"
+    GOLD = "gold"  # neither: what counts is to be close to gold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

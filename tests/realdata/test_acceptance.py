@@ -13,7 +13,8 @@ import torch
 from named_requests import find_forget_set
 
 from independent_trainer import train_without
-from lmcleaner.audit.check import AuditOptions, audit_model
+from lmcleaner.audit.check import audit_model
+from lmcleaner.audit.options import AuditOptions
 from lmcleaner.choices import HessianMode
 from lmcleaner.formats.errors import DivergedError
 from lmcleaner.inspection.verify import verify

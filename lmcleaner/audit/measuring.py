@@ -1,0 +1,74 @@
+"""What `audit` measures anew: the error against the oracle, and an evaluation of all three models."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from lmcleaner.audit.evaluation import evaluate_models
+from lmcleaner.audit.options import AuditOptions
+from lmcleaner.audit.oracle import compare_with_oracle, model_at, replay_counterfactual
+from lmcleaner.audit.statements import stated_forget_set, unequal
+from lmcleaner.choices import Denominator
+from lmcleaner.evaluation.comparison import Side
+from lmcleaner.formats.audit_document import Document
+from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.progress import Progress
+from lmcleaner.training.models import load_unlearned
+from lmcleaner.training.replay import ReplayModel, open_replay
+
+Measured = dict[str, Any] | None
+
+
+def measure(
+    document: Document, log: TrainingLog, folder: Path, options: AuditOptions, progress: Progress
+) -> tuple[Measured, Measured]:
+    """Replays the counterfactual once for all that needs it, and evaluates.
+
+    Args:
+        document: the audit document.
+        log: the training log.
+        folder: the output folder of `unlearn`; an evaluation is written into it.
+        options: what is asked for.
+        progress: is told of every step and batch.
+
+    Returns:
+        The comparison with the oracle and the evaluation, None where it isn't asked for.
+    """
+    manifest, forget_set = log.manifest, stated_forget_set(document)
+    replay = open_replay(manifest, options.model, options.device)
+    trained = replay.load(log.parameters(log.num_steps))
+    unlearned = ReplayModel(load_unlearned(manifest, folder, options.model), manifest, replay.device)
+    oracle = evaluation = None
+    if options.gold is None or options.oracle:
+        denominator = Denominator(document["config"].get("denominator", Denominator.LOGGED))
+        counterfactual = replay_counterfactual(log, replay, forget_set, denominator, progress)
+        gold = model_at(replay, counterfactual)
+    if options.oracle:
+        found = [parameter.detach() for parameter in unlearned.parameters]
+        oracle = compare_with_oracle(log, replay, forget_set, trained, found, counterfactual)
+    if options.evaluate is not None:
+        if options.gold is not None:
+            gold = load_unlearned(manifest, options.gold, options.model).to(replay.device)
+        models = {Side.BEFORE: model_at(replay, trained), Side.UNLEARNED: unlearned.module, Side.GOLD: gold}
+        evaluation = evaluate_models(log, forget_set, models, folder, options, progress)
+    return oracle, evaluation
+
+
+def oracle_problem(document: Document, oracle: dict[str, Any], largest: float) -> str | None:
+    """Whether an oracle's relative error is small enough, and the one that the document states.
+
+    Args:
+        document: the audit document.
+        oracle: the comparison that was made now.
+        largest: relative error that passes.
+
+    Returns:
+        The problem, or None.
+    """
+    limit = min(0.9, largest)
+    if oracle["relative_error"] >= limit:
+        return f"the relative error is {oracle['relative_error']:.4f}, expected below {limit:g}"
+    stated = document["oracle"]
+    if stated is not None and not math.isclose(stated["relative_error"], oracle["relative_error"], abs_tol=1e-3):
+        return unequal("relative_error", stated["relative_error"], oracle["relative_error"])
+    return None
