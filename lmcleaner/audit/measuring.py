@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from lmcleaner.audit.evaluation import evaluate_models
+from lmcleaner.audit.evaluation import evaluate_models, rows_to_evaluate, write_evaluation
 from lmcleaner.audit.options import AuditOptions
 from lmcleaner.audit.oracle import compare_with_oracle, model_at, replay_counterfactual
 from lmcleaner.audit.statements import stated_forget_set, unequal
@@ -24,6 +24,8 @@ def measure(
 ) -> tuple[Measured, Measured]:
     """Replays the counterfactual once for all that needs it, and evaluates.
 
+    What an evaluation lacks is found out first.
+
     Args:
         document: the audit document.
         log: the training log.
@@ -34,7 +36,9 @@ def measure(
     Returns:
         The comparison with the oracle and the evaluation, None where it isn't asked for.
     """
-    manifest, forget_set = log.manifest, stated_forget_set(document)
+    manifest, forget_set, rows = log.manifest, stated_forget_set(document), None
+    if options.evaluate is not None:
+        rows = rows_to_evaluate(log, forget_set, options.evaluate, options.model, progress)
     replay = open_replay(manifest, options.model, options.device)
     trained = replay.load(log.parameters(log.num_steps))
     unlearned = ReplayModel(load_unlearned(manifest, folder, options.model), manifest, replay.device)
@@ -46,11 +50,13 @@ def measure(
     if options.oracle:
         found = [parameter.detach() for parameter in unlearned.parameters]
         oracle = compare_with_oracle(log, replay, forget_set, trained, found, counterfactual)
-    if options.evaluate is not None:
+    if rows is not None:
         if options.gold is not None:
             gold = load_unlearned(manifest, options.gold, options.model).to(replay.device)
         models = {Side.BEFORE: model_at(replay, trained), Side.UNLEARNED: unlearned.module, Side.GOLD: gold}
-        evaluation = evaluate_models(log, forget_set, models, folder, options, progress)
+        kind = "oracle" if options.gold is None else "model"
+        evaluation, scores = evaluate_models(models, rows, forget_set, kind, progress)
+        write_evaluation(folder, evaluation, scores)
     return oracle, evaluation
 
 

@@ -7,6 +7,16 @@ from lmcleaner.formats.errors import NotFoundError
 _HINT = "`pip install 'lmcleaner[evaluate]'`"
 
 
+def check_libraries() -> None:
+    """Makes sure that all of them are installed.
+
+    Raises:
+        NotFoundError: one isn't.
+    """
+    scipy_stats()
+    rouge_scorer()
+
+
 def scipy_stats() -> Any:
     """The module `scipy.stats`.
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,16 @@ def test_after_a_redaction_there_is_nothing_to_compare_with(base_model: Path, tm
     report = audit_model(tmp_path / "out", run.log, AuditOptions(evaluate="log", oracle=True))
     assert {"evaluation", "oracle"} <= report.unchecked.keys()
     assert "evaluation" not in read_audit(tmp_path / "out")
+
+
+@pytest.mark.parametrize("library", ["scipy", "rouge_score"])
+def test_without_its_libraries_it_says_which_extra_has_them(
+    library: str, copied: Path, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(NotFoundError, match="needs the") as caught:
+        audit_model(copied, made.run.log, AuditOptions(evaluate="log"))
+    assert caught.value.hint == "`pip install 'lmcleaner[evaluate]'`"
 
 
 def test_what_cannot_be_evaluated_is_refused(copied: Path, made: Made, tmp_path: Path) -> None:
