@@ -83,6 +83,9 @@ def main() -> None:
     """Measures everything."""
     num_rows = int(sys.argv[1]) if len(sys.argv) > 1 else 400
     console = Console(width=120)
+    if not MODEL.is_dir():
+        console.print("no real model and data beside the project: nothing to evaluate")
+        return
     console.print(
         f"{device_name('cpu')}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, "
         f"torch {torch.__version__}, one thread; {num_rows} rows of each part"
