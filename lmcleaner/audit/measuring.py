@@ -1,8 +1,11 @@
 """What `audit` measures anew: the error against the oracle, and an evaluation of all three models."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from lmcleaner.audit.evaluation import evaluate_models, rows_to_evaluate, write_evaluation
 from lmcleaner.audit.options import AuditOptions
@@ -36,28 +39,35 @@ def measure(
     Returns:
         The comparison with the oracle and the evaluation, None where it isn't asked for.
     """
-    manifest, forget_set, rows = log.manifest, stated_forget_set(document), None
+    forget_set, rows = stated_forget_set(document), None
     if options.evaluate is not None:
         rows = rows_to_evaluate(log, forget_set, options.evaluate, options.model, progress)
-    replay = open_replay(manifest, options.model, options.device)
+    replay = open_replay(log.manifest, options.model, options.device)
     trained = replay.load(log.parameters(log.num_steps))
-    unlearned = ReplayModel(load_unlearned(manifest, folder, options.model), manifest, replay.device)
+    unlearned = _saved(folder, options, replay)
     oracle = evaluation = None
-    if options.gold is None or options.oracle:
+    counterfactual: Sequence[Tensor] = ()
+    if options.oracle or options.gold is None:
         denominator = Denominator(document["config"].get("denominator", Denominator.LOGGED))
         counterfactual = replay_counterfactual(log, replay, forget_set, denominator, progress)
-        gold = model_at(replay, counterfactual)
     if options.oracle:
         found = [parameter.detach() for parameter in unlearned.parameters]
         oracle = compare_with_oracle(log, replay, forget_set, trained, found, counterfactual)
     if rows is not None:
-        if options.gold is not None:
-            gold = load_unlearned(manifest, options.gold, options.model).to(replay.device)
+        if options.gold is None:
+            kind, gold = "oracle", model_at(replay, counterfactual)
+        else:
+            kind, gold = "model", _saved(options.gold, options, replay).module
         models = {Side.BEFORE: model_at(replay, trained), Side.UNLEARNED: unlearned.module, Side.GOLD: gold}
-        kind = "oracle" if options.gold is None else "model"
         evaluation, scores = evaluate_models(models, rows, forget_set, kind, progress)
         write_evaluation(folder, evaluation, scores)
     return oracle, evaluation
+
+
+def _saved(folder: Path, options: AuditOptions, replay: ReplayModel) -> ReplayModel:
+    """A model of a folder with the parameters that the run trained."""
+    manifest = replay.manifest
+    return ReplayModel(load_unlearned(manifest, folder, options.model), manifest, replay.device)
 
 
 def oracle_problem(document: Document, oracle: dict[str, Any], largest: float) -> str | None:
