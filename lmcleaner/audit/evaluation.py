@@ -13,6 +13,7 @@ from lmcleaner.data.rows import read_rows
 from lmcleaner.evaluation.comparison import (
     LEVEL,
     RESAMPLES,
+    SEED,
     Comparison,
     Estimate,
     Side,
@@ -107,7 +108,7 @@ def evaluate_models(
         "requested": sum(sample.digest in forget_set.digests for sample in rows.parts[Part.FORGET].samples),
         "gold": gold,
         "void": void_reason(scores),
-        "intervals": {"level": LEVEL, "resamples": RESAMPLES},
+        "intervals": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
         "metrics": {line.metric.name: _metric(line) for line in compare(scores, progress)},
     }
     return document, scores

@@ -14,7 +14,7 @@ LEVEL = 0.95  # of the intervals
 RESAMPLES = 1000
 # Before unlearning, the answers must be more probable than gold holds them by this, or there was nothing to forget.
 KNOWN_MARGIN = 0.01
-_SEED = 0
+SEED = 0
 
 
 class Side(StrEnum):
@@ -80,7 +80,7 @@ def compare(scores: Mapping[Side, Scores], progress: Progress | None = None) -> 
     metrics = possible_metrics(scores[Side.UNLEARNED], scores[Side.GOLD])
     resampled = [metric for metric in metrics if metric.has_interval]
     draws: dict[str, dict[Side, Array]] = {m.name: {side: np.zeros(RESAMPLES) for side in Side} for m in resampled}
-    generator = np.random.default_rng(_SEED)
+    generator = np.random.default_rng(SEED)
     sizes = {part: num_rows(columns) for part, columns in scores[Side.GOLD].items()}
     progress = progress or Silent()
     progress.begin("drawing rows again", RESAMPLES)
@@ -108,7 +108,7 @@ def void_reason(scores: Mapping[Side, Scores]) -> str | None:
     """
     before, gold = (scores[side][Part.FORGET]["probability"] for side in (Side.BEFORE, Side.GOLD))
     differences = before - gold
-    rows = np.random.default_rng(_SEED).integers(len(differences), size=(RESAMPLES, len(differences)))
+    rows = np.random.default_rng(SEED).integers(len(differences), size=(RESAMPLES, len(differences)))
     low, _ = _interval(differences[rows].mean(axis=1))
     if low > KNOWN_MARGIN:
         return None
