@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lmcleaner.cli.console import Reporter, print_json, print_text
+from lmcleaner.cli.console import Reporter, print_json, print_table, print_text
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Device, Model, Quiet
 from lmcleaner.formats.wording import counted
 
@@ -19,6 +19,8 @@ LogOption = Annotated[
     str | None,
     typer.Option(help="The training log; by default $LMCLEANER_LOG, then where the audit document says it lay."),
 ]
+_GOLDS = {"oracle": "the counterfactual run, replayed", "model": "the model that was given"}
+_ARROWS = {"higher": "↑", "lower": "↓", "gold": "closest to gold"}
 
 
 def audit(
@@ -27,6 +29,19 @@ def audit(
     oracle: Annotated[bool, typer.Option("--oracle", help="Replay the counterfactual and measure against it.")] = False,
     model: Model = None,
     device: Device = None,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="Compare the logged, the unlearned and a gold model on rows: log (the log's own), tofu:forget10 "
+            "(beside the recorded data, else from the hub), or a YAML file or folder that names rows as forget, "
+            "retain, holdout, real_authors, world_facts. Written into DIR.",
+        ),
+    ] = None,
+    gold: Annotated[
+        Path | None,
+        typer.Option(help="A model trained without the rows, to compare with; by default the oracle."),
+    ] = None,
     max_relative_error: Annotated[float, typer.Option(help="From it on --oracle fails; at most 0.9.")] = 0.9,
     config: Config = None,
     as_json: AsJson = False,
@@ -34,15 +49,18 @@ def audit(
 ) -> None:
     """Check an unlearned model and its audit document against the log; exits with 1 as well if the verdict is poor.
 
-    Example: `lmcleaner audit my-unlearned-model --log my-log --oracle`
+    Example: `lmcleaner audit my-unlearned-model --log my-log --oracle --evaluate log`
     """
-    from lmcleaner.audit.check import AuditOptions, audit_model
+    from lmcleaner.audit.check import audit_model
+    from lmcleaner.audit.options import AuditOptions
 
-    options = AuditOptions(oracle=oracle, model=model, device=device, relative_error=max_relative_error)
+    options = AuditOptions(
+        oracle=oracle, model=model, device=device, relative_error=max_relative_error, evaluate=evaluate, gold=gold
+    )
     with Reporter(quiet=quiet or as_json) as reporter:
         report = audit_model(folder, log or default_log(folder), options, reporter)
     if as_json:
-        print_json(report_json(report) | {"oracle": report.oracle})
+        print_json(report_json(report) | {"oracle": report.oracle, "evaluation": report.evaluation})
     else:
         _print_report(report)
     if not report.is_good:
@@ -84,6 +102,8 @@ def _print_report(report: "AuditReport") -> None:
                         f"{rows:<10} {model:<10} answer probability {answers['answer_probability']:.4f}, KL from the "
                         f"oracle {answers['kl_from_oracle']:.4f}"
                     )
+    if report.evaluation is not None:
+        _print_evaluation(report.evaluation)
     print_text(f"verdict of the unlearning, as recorded: {report.verdict}")
     for reason in report.reasons:
         print_text(f"  {reason}")
@@ -91,3 +111,26 @@ def _print_report(report: "AuditReport") -> None:
     print_text(f"audit passed{left_out}" if report.passed else "audit FAILED")
     if report.passed and not report.is_good:
         print_text("the document is true, and says that the result is not good")
+
+
+def _print_evaluation(evaluation: dict[str, Any]) -> None:
+    """Metric | Before | LMCleaner | Gold, each with its interval."""
+    columns = {"Before": "before", "LMCleaner": "unlearned", "Gold": "gold"}
+    rows = [
+        {
+            "Metric": name,
+            "Better": _ARROWS[metric["direction"]],
+            **{column: _estimate(metric[side]) for column, side in columns.items()},
+            "Closer to gold": metric["closer_to_gold"],
+        }
+        for name, metric in evaluation["metrics"].items()
+    ]
+    print_table(["Metric", "Better", *columns, "Closer to gold"], rows)
+    parts = ", ".join(f"{part['rows']} {name}" for name, part in evaluation["rows"].items())
+    print_text(f"rows: {parts}; {evaluation['requested']} of those to forget are in the request")
+    print_text(f"gold: {_GOLDS[evaluation['gold']]}; in brackets: {evaluation['intervals']['level']:.0%} intervals")
+
+
+def _estimate(estimate: dict[str, float | None]) -> str:
+    interval = "" if estimate["low"] is None else f" [{estimate['low']:.3g}, {estimate['high']:.3g}]"
+    return f"{estimate['value']:.4g}{interval}"

@@ -7,12 +7,14 @@ from typing import Any
 
 import jsonschema
 
+from lmcleaner.formats.canonical import sha256_hex
 from lmcleaner.formats.documents import load_schema
 from lmcleaner.formats.errors import DamagedError, NotFoundError, VersionError
 
 AUDIT_FILE = "audit.json"
 AUDIT_SCHEMA = "lmcleaner-audit"
 AUDIT_VERSION = 1
+EVALUATION = "evaluation"
 
 Document = dict[str, Any]
 
@@ -44,6 +46,45 @@ def write_audit(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def with_evaluation(folder: Path, evaluation: Document) -> Document:
+    """Writes an evaluation into a document that is there, in place of an earlier one.
+
+    Args:
+        folder: output folder of an unlearning run.
+        evaluation: what `evaluation` shall be.
+
+    Returns:
+        The document as it is then.
+    """
+    document = read_audit(folder) | {EVALUATION: evaluation}
+    temporary = folder / f".{AUDIT_FILE}.{os.getpid()}"
+    temporary.unlink(missing_ok=True)
+    write_audit(temporary, encode_audit(document))
+    temporary.replace(folder / AUDIT_FILE)
+    return document
+
+
+def as_unlearned(document: Document) -> Document:
+    """What `unlearn` wrote: the document without its evaluation, which is added afterwards."""
+    return {name: value for name, value in document.items() if name != EVALUATION}
+
+
+def audit_sha256(folder: Path, document: Document) -> str:
+    """SHA-256 of a document's file as `unlearn` wrote it.
+
+    Args:
+        folder: where the file lies.
+        document: its content, which is valid.
+
+    Returns:
+        Hexadecimal digits. Of a document with an evaluation the rest is encoded again, which gives the bytes that
+        `unlearn` wrote.
+    """
+    if EVALUATION not in document:
+        return sha256_hex((folder / AUDIT_FILE).read_bytes())
+    return sha256_hex(encode_audit(as_unlearned(document)))
 
 
 def read_audit(folder: Path) -> Document:

@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lmcleaner.audit.check import AuditOptions, AuditReport, audit_model
+    from lmcleaner.audit.check import AuditReport, audit_model
+    from lmcleaner.audit.options import AuditOptions
     from lmcleaner.audit.verify import VerifyOptions, verify_audit
     from lmcleaner.choices import (
         Codec,
@@ -118,7 +119,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "lmcleaner.audit.check": ("AuditOptions", "AuditReport", "audit_model"),
+    "lmcleaner.audit.check": ("AuditReport", "audit_model"),
+    "lmcleaner.audit.options": ("AuditOptions",),
     "lmcleaner.audit.verify": ("VerifyOptions", "verify_audit"),
     "lmcleaner.curvature.matrix": ("Curvature",),
     "lmcleaner.experiments.description": ("read_experiments",),

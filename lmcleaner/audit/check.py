@@ -10,7 +10,8 @@ from lmcleaner.audit.coverage import request_checks
 from lmcleaner.audit.entered import NOT_ENTERED, ledger_problem
 from lmcleaner.audit.files import FILES, files_problem
 from lmcleaner.audit.history import redactions
-from lmcleaner.audit.oracle import compare_with_oracle, replay_counterfactual
+from lmcleaner.audit.measuring import measure, oracle_problem
+from lmcleaner.audit.options import AuditOptions
 from lmcleaner.audit.redacted import changes_since, check_previous, check_redacted
 from lmcleaner.audit.statements import (
     documents_problem,
@@ -19,37 +20,18 @@ from lmcleaner.audit.statements import (
     unequal,
     verdict_problem,
 )
-from lmcleaner.choices import Denominator
-from lmcleaner.formats.audit_document import AUDIT_FILE, Document, read_audit, schema_problems
-from lmcleaner.formats.canonical import sha256_hex
+from lmcleaner.formats.audit_document import Document, as_unlearned, audit_sha256, read_audit, schema_problems
 from lmcleaner.formats.commit import Change
 from lmcleaner.formats.errors import MismatchError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.progress import Progress, Silent
-from lmcleaner.training.models import load_unlearned
 from lmcleaner.training.numerics import replay_device, restored_numerics
-from lmcleaner.training.replay import ReplayModel, open_replay
+from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.vectors import distance
 
 # Norms are summed in float64 in one order; they may differ in the last digits between machines.
 _NORM_TOLERANCE = 1e-6
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditOptions:
-    """What `audit` shall do besides checking hashes and coverage.
-
-    Attributes:
-        oracle: replays the counterfactual and measures the error against it.
-        model: where the base model lies now, if it moved; needed for the oracle, and for an adapter.
-        device: where to replay the oracle; see `replay_device`.
-        relative_error: largest relative error that passes; never above 0.9.
-    """
-
-    oracle: bool = False
-    model: str | None = None
-    device: str | None = None
-    relative_error: float = 0.9
+_GONE = "the log no longer holds the rows, nor the run with them"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +43,7 @@ class AuditReport:
         unchecked: name of each check that the log no longer allows, and why.
         document: the audit document.
         oracle: the fresh comparison with the oracle, if it was asked for.
+        evaluation: what was written into the document as `evaluation`, if it was asked for.
         sweep: what `audit verify` took again of the sweep: seed of the sample, stretches, steps, of how many, and the
             largest relative error.
     """
@@ -69,6 +52,7 @@ class AuditReport:
     unchecked: dict[str, str]
     document: Document
     oracle: dict[str, Any] | None
+    evaluation: dict[str, Any] | None = None
     sweep: dict[str, Any] | None = None
 
     @property
@@ -123,8 +107,8 @@ def audit_model(
     if problems:
         return AuditReport(checks=checks, unchecked={}, document=document, oracle=None)
     log = TrainingLog(log_path)
-    audit_sha256 = sha256_hex((folder / AUDIT_FILE).read_bytes())
-    checks["requests"] = documents_problem(folder, document, audit_sha256)
+    sha256, document = audit_sha256(folder, document), as_unlearned(document)
+    checks["requests"] = documents_problem(folder, document, sha256)
     unchecked = {}
     if FILES in document:
         checks["files"] = files_problem(document, folder)
@@ -132,28 +116,30 @@ def audit_model(
         unchecked["all else"] = "the files aren't those that the run wrote"
         return AuditReport(checks=checks, unchecked=unchecked, document=document, oracle=None)
     if document["config"].get("entered"):
-        checks["ledger"] = ledger_problem(document, audit_sha256, log)
+        checks["ledger"] = ledger_problem(document, sha256, log)
     elif document["config"].get("ledger"):
         unchecked["ledger"] = NOT_ENTERED
     since = changes_since(log, document["hashes"]["log_root"])
     if since and redactions(since):
-        found = check_redacted(document, audit_sha256, log, folder, options.model)
+        found = check_redacted(document, sha256, log, folder, options.model)
         unchecked |= {"log": f"redacted on {redactions(since)[0].time}"} | found.unchecked
-        if options.oracle:
-            unchecked["oracle"] = "the log no longer holds the rows, nor the run with them"
+        unchecked |= dict.fromkeys(options.measures, _GONE)
         return AuditReport(checks=checks | found.checks, unchecked=unchecked, document=document, oracle=None)
     if any(change.kind == "pruning" for change in since or ()):
         unchecked["windows"] = "checkpoints or updates were pruned since"
     checks |= _log_checks(document, log, since) | request_checks(document, stated_forget_set(document), log)
     checks = {name: problem for name, problem in checks.items() if name not in unchecked}
-    oracle = None
+    oracle = evaluation = None
     if checks["log"] is None and checks["samples"] is None:
         with restored_numerics(log.manifest.numerics):
             checks |= _model_checks(document, log, folder, options.model)
-            if options.oracle:
-                oracle = _oracle(document, log, folder, options, progress)
-                checks["oracle"] = _oracle_check(document, oracle, options)
-    return AuditReport(checks=checks, unchecked=unchecked, document=document, oracle=oracle)
+            if options.measures:
+                oracle, evaluation = measure(document, log, folder, options, progress)
+    if oracle is not None:
+        checks["oracle"] = oracle_problem(document, oracle, options.relative_error)
+    if evaluation is not None:
+        checks["evaluation"] = evaluation["void"]
+    return AuditReport(checks=checks, unchecked=unchecked, document=document, oracle=oracle, evaluation=evaluation)
 
 
 def _log_checks(document: Document, log: TrainingLog, since: Sequence[Change] | None) -> dict[str, str | None]:
@@ -183,27 +169,3 @@ def _model_checks(document: Document, log: TrainingLog, folder: Path, source: st
         "change": None if is_close else f"change_norm: the document says {stated}, the model and the log give {change}",
         "verdict": verdict_problem(document),
     }
-
-
-def _oracle(
-    document: Document, log: TrainingLog, folder: Path, options: AuditOptions, progress: Progress
-) -> dict[str, Any]:
-    manifest = log.manifest
-    replay = open_replay(manifest, options.model, options.device)
-    made = load_unlearned(manifest, folder, options.model)
-    unlearned = [p.detach() for p in ReplayModel(made, manifest, replay.device).parameters]
-    forget_set = stated_forget_set(document)
-    denominator = Denominator(document["config"].get("denominator", Denominator.LOGGED))
-    counterfactual = replay_counterfactual(log, replay, forget_set, denominator, progress)
-    trained = replay.load(log.parameters(log.num_steps))
-    return compare_with_oracle(log, replay, forget_set, trained, unlearned, counterfactual)
-
-
-def _oracle_check(document: Document, oracle: dict[str, Any], options: AuditOptions) -> str | None:
-    limit = min(0.9, options.relative_error)
-    if oracle["relative_error"] >= limit:
-        return f"the relative error is {oracle['relative_error']:.4f}, expected below {limit:g}"
-    stated = document["oracle"]
-    if stated is not None and not math.isclose(stated["relative_error"], oracle["relative_error"], abs_tol=1e-3):
-        return unequal("relative_error", stated["relative_error"], oracle["relative_error"])
-    return None

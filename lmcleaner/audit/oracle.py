@@ -68,9 +68,11 @@ def compare_with_oracle(
         The `oracle` part of an audit document.
     """
     wanted, missing = distance(trained, oracle), distance(unlearned, oracle)
-    rows = {"forgotten": _rows(log, forget_set, inside=True), "retained": _rows(log, forget_set, inside=False)}
-    reference = copy.deepcopy(replay.module)
-    _load(reference, replay, oracle)
+    rows = {
+        "forgotten": counted_samples(log, forget_set, inside=True),
+        "retained": counted_samples(log, forget_set, inside=False),
+    }
+    reference = model_at(replay, oracle)
     answers = {}
     for name, parameters in {"trained": trained, "unlearned": unlearned, "oracle": oracle}.items():
         replay.point_to(parameters)
@@ -94,15 +96,26 @@ def _answers(model: nn.Module, reference: nn.Module, samples: Sequence[Sample]) 
     }
 
 
-def _load(module: nn.Module, replay: ReplayModel, tensors: Sequence[Tensor]) -> None:
+def model_at(replay: ReplayModel, parameters: Sequence[Tensor]) -> nn.Module:
+    """A model of its own with some of the run's parameters.
+
+    Args:
+        replay: the run's model.
+        parameters: in the order of the manifest.
+
+    Returns:
+        A copy of the run's model at these parameters.
+    """
+    module = copy.deepcopy(replay.module)
     named = dict(module.named_parameters())
     with torch.no_grad():
-        for entry, tensor in zip(replay.manifest.parameters, tensors, strict=True):
-            named[entry.name].data = tensor.clone()
+        for entry, tensor in zip(replay.manifest.parameters, parameters, strict=True):
+            named[entry.name].data = tensor.detach().clone()
+    return module
 
 
-def _rows(log: TrainingLog, forget_set: ForgetSet, *, inside: bool) -> list[Sample]:
-    """Samples in, or outside, the forget set that have a counted token."""
+def counted_samples(log: TrainingLog, forget_set: ForgetSet, *, inside: bool) -> list[Sample]:
+    """Samples in, or outside, the forget set that have a counted token; evenly spaced ones of more than 256."""
     chosen = [row for digest, row in log.sample_rows.items() if (digest in forget_set.digests) is inside]
     stride = max(1, -(-len(chosen) // _MAX_ROWS))
     samples = [log.sample(row) for row in chosen[::stride]]

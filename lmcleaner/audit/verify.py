@@ -7,14 +7,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lmcleaner.audit.check import AuditOptions, AuditReport, audit_model
+from lmcleaner.audit.check import AuditReport, audit_model
 from lmcleaner.audit.files import FILES
+from lmcleaner.audit.options import AuditOptions
 from lmcleaner.audit.rerun import Rerun, is_model, sample, stretches
 from lmcleaner.audit.signature import signature_problem
 from lmcleaner.audit.statements import stated_windows, unequal
 from lmcleaner.choices import Propagation
-from lmcleaner.formats.audit_document import AUDIT_FILE, Document
-from lmcleaner.formats.canonical import sha256_hex
+from lmcleaner.formats.audit_document import EVALUATION, Document, audit_sha256, read_audit
 from lmcleaner.formats.errors import DamagedError, LmcleanerError, UsageError
 from lmcleaner.formats.ledger import LedgerEntry, read_ledger
 from lmcleaner.formats.reader import TrainingLog
@@ -93,11 +93,14 @@ def verify_audit(
         unchecked["files"] = "the document is from before it named them"
     if options.public_key is not None:
         checks["signature"] = signature_problem(folder, options.public_key)
+    is_signed = checks.get("signature", "none") is None
+    if EVALUATION in read_audit(folder) and not is_signed:
+        unchecked["evaluation"] = "added afterwards, which only a signature covers: audit --evaluate measures it again"
     if _is_vouched_for(document, folder, log):
         checks["document"] = None
     elif document["config"].get("ledger") and _has_entry_of_model(document, log):
         checks["document"] = "the log's ledger names another document with this model"
-    elif checks.get("signature", "none") is not None:
+    elif not is_signed:
         unchecked["document"] = "neither the log's ledger nor a signature vouches for what it says was measured"
     report = replace(report, checks=checks, unchecked=unchecked)
     reason = _reason_not_to_repeat(report, log)
@@ -113,7 +116,7 @@ def _log_problem(log: TrainingLog, progress: Progress) -> str | None:
 
 def _is_vouched_for(document: Document, folder: Path, log: TrainingLog) -> bool:
     """Whether the log names the document's file, in its ledger or as that of a redaction."""
-    own = sha256_hex((folder / AUDIT_FILE).read_bytes())
+    own = audit_sha256(folder, read_audit(folder))
     named = {change.details.get("audit_sha256") for change in log.commit.history}
     return own in named | {entry.audit_sha256 for entry in _entries(log)}
 

@@ -1,19 +1,18 @@
 """Answer probability and divergence on samples.
 
-Axes: batch, seq, vocab; target = counted tokens.
+Axes: vocab; target = counted tokens of a row.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from torch.nn.functional import kl_div, nll_loss
 
-from lmcleaner.formats.samples import IGNORED_LABEL, Sample
-
-_BATCH = 8  # rows of an evaluation batch
+from lmcleaner.evaluation.batching import batches_by_length
+from lmcleaner.evaluation.forward import Targets, forward, vocabulary_size
+from lmcleaner.formats.samples import Sample
 
 
 def answer_probabilities(model: nn.Module, samples: Sequence[Sample]) -> list[float]:
@@ -29,11 +28,13 @@ def answer_probabilities(model: nn.Module, samples: Sequence[Sample]) -> list[fl
     Returns:
         One probability in [0, 1] for each sample.
     """
-    return [
-        float(torch.exp(-cross_entropy(logits, targets)))
-        for batch in _batches(samples)
-        for logits, targets in _target_logits(model, batch)
-    ]
+    found = np.zeros(len(samples))
+    for batch in _batches(model, samples):
+        with torch.no_grad():
+            targets = forward(model, [samples[index] for index in batch])
+        rows = zip(targets.log_probabilities.split(targets.counts), targets.labels.split(targets.counts), strict=True)
+        found[batch] = [float(torch.exp(-nll_loss(log_probabilities, labels))) for log_probabilities, labels in rows]
+    return [float(probability) for probability in found]
 
 
 def mean_divergence(reference: nn.Module, model: nn.Module, samples: Sequence[Sample]) -> float:
@@ -47,44 +48,51 @@ def mean_divergence(reference: nn.Module, model: nn.Module, samples: Sequence[Sa
     Returns:
         Mean over the counted tokens of a row, then over the rows.
     """
-    rows = []
-    for batch in _batches(samples):
-        pairs = zip(_target_logits(reference, batch), _target_logits(model, batch), strict=True)
-        for (wanted, _), (found, _) in pairs:
-            divergence = kl_div(log_softmax(found, -1), log_softmax(wanted, -1), reduction="batchmean", log_target=True)
-            rows.append(float(divergence))
-    return float(np.mean(rows))
+    found = np.zeros(len(samples))
+    for batch in _batches(model, samples):
+        chosen = [samples[index] for index in batch]
+        with torch.no_grad():
+            found[batch] = row_divergences(forward(reference, chosen), forward(model, chosen))
+    return float(found.mean())
 
 
-def _batches(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
-    for start in range(0, len(samples), _BATCH):
-        yield samples[start : start + _BATCH]
+def row_divergences(reference: Targets, targets: Targets) -> list[float]:
+    """KL(reference ‖ model) of each row, in nats: the mean over its counted tokens.
+
+    Args:
+        reference: what the model says whose answers count.
+        targets: what the other model says of the same tokens.
+
+    Returns:
+        One number for each row.
+    """
+    return [
+        float(kl_div(found, wanted, reduction="batchmean", log_target=True))
+        for wanted, found in _row_pairs(reference, targets)
+    ]
 
 
-def _target_logits(model: nn.Module, samples: Sequence[Sample]) -> list[tuple[Tensor, Tensor]]:
-    """Logits `[target, vocab]` in float32 and labels `[target]` of each sample's counted tokens."""
-    device = next(model.parameters()).device
-    shape = len(samples), max(len(sample.tokens) for sample in samples)
-    tokens, mask = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    for row, sample in enumerate(samples):
-        tokens[row, : len(sample.tokens)] = sample.tokens
-        mask[row, : len(sample.tokens)] = 1
-    with torch.no_grad(), _evaluating(model):
-        output = model(input_ids=torch.from_numpy(tokens).to(device), attention_mask=torch.from_numpy(mask).to(device))
-    rows = []
-    for logits, sample in zip(output.logits.float(), samples, strict=True):
-        labels = torch.from_numpy(sample.labels[1:].astype(np.int64)).to(device)
-        counted = labels != IGNORED_LABEL
-        rows.append((logits[: len(labels)][counted], labels[counted]))
-    return rows
+def row_agreements(reference: Targets, targets: Targets) -> list[float]:
+    """The share of a row's counted tokens for which both models hold the same token to be most likely.
+
+    Args:
+        reference: what one model says.
+        targets: what the other says of the same tokens.
+
+    Returns:
+        One number in [0, 1] for each row.
+    """
+    return [
+        float((wanted.argmax(-1) == found.argmax(-1)).float().mean())
+        for wanted, found in _row_pairs(reference, targets)
+    ]
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Switches dropout off inside the block."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
+def _row_pairs(reference: Targets, targets: Targets) -> Iterator[tuple[Tensor, Tensor]]:
+    """Log-probabilities `[target, vocab]` of both models for each row."""
+    wanted, found = (side.log_probabilities.split(side.counts) for side in (reference, targets))
+    return zip(wanted, found, strict=True)
+
+
+def _batches(model: nn.Module, samples: Sequence[Sample]) -> list[list[int]]:
+    return batches_by_length([len(sample.tokens) for sample in samples], vocabulary_size(model))

@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from lmcleaner.audit.check import AuditOptions
+from lmcleaner.audit.options import AuditOptions
 from lmcleaner.experiments.marked import Marked, read_marked
 from lmcleaner.experiments.values import built, check_keys, keys_of, values_for
 from lmcleaner.formats.errors import UsageError

@@ -99,9 +99,9 @@ def finished(cell: Cell) -> Row | None:
 def write_result(folder: Path, cell: Cell, report: AuditReport, row: Row) -> None:
     """Writes what makes a cell a finished one, into the folder that gets its name afterwards."""
     evals = folder / "evals"
-    evals.mkdir()
-    checked = {"passed": report.passed, "checks": report.checks, "unchecked": report.unchecked, "oracle": report.oracle}
-    _write_json(evals / "audit.json", checked)
+    evals.mkdir(exist_ok=True)  # an evaluation lies there
+    checked = {"passed": report.passed, "checks": report.checks, "unchecked": report.unchecked}
+    _write_json(evals / "audit.json", checked | {"oracle": report.oracle, "evaluation": report.evaluation})
     _write_json(folder / RESULT, {"stated": cell.stated, "row": row})
 
 

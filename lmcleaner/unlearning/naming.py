@@ -10,6 +10,7 @@ from lmcleaner.data.rows import RowSource, beside, is_file, read_rows
 from lmcleaner.formats.digests import find_digests, is_digest
 from lmcleaner.formats.errors import InsufficientLogError, MismatchError, NotFoundError, UsageError
 from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.formats.samples import Sample
 from lmcleaner.formats.wording import counted
 from lmcleaner.training.models import tokenizer_digest
 
@@ -75,7 +76,7 @@ def named_samples(log: TrainingLog, forget: str, load_tokenizer: Callable[[], An
             hint="give a file of rows, sample digests (8 digits of each at least), or steps:10,20-25",
         )
     source = read_rows(place)
-    samples = _encode(log, source, load_tokenizer())
+    samples = encode_rows(log, source, load_tokenizer())
     return {
         _known(log, sample.digest, f"{source.source}: row {number}: {_excerpt(row)}")
         for number, (row, sample) in enumerate(zip(source.rows, samples, strict=True), start=1)
@@ -105,7 +106,22 @@ def _folder(recorded: str) -> str:
     return str(Path(recorded).parent) if recorded else "a place that the log doesn't know"
 
 
-def _encode(log: TrainingLog, source: RowSource, tokenizer: Any) -> list[Any]:
+def encode_rows(log: TrainingLog, source: RowSource, tokenizer: Any) -> list[Sample]:
+    """Rows as the run made samples of its own.
+
+    Args:
+        log: the training log.
+        source: the rows.
+        tokenizer: the run's.
+
+    Returns:
+        One sample a row.
+
+    Raises:
+        InsufficientLogError: the log doesn't say how rows became samples.
+        MismatchError: the tokenizer is another one than the run's.
+        UsageError: a row has none of the known shapes, or nothing to learn.
+    """
     encoding = log.manifest.data.get("encoding")
     if encoding is None:
         raise InsufficientLogError(

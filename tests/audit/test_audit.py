@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lmcleaner.audit.check import AuditOptions, AuditReport, audit_model
+from lmcleaner.audit.check import AuditReport, audit_model
+from lmcleaner.audit.options import AuditOptions
 from lmcleaner.formats.audit_document import read_audit, schema_problems
 from lmcleaner.formats.errors import DamagedError, NotFoundError, VersionError
 from tiny_runs import TinyRun, record_tiny, unlearn_tiny

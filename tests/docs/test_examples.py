@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from lmcleaner.audit.check import AuditOptions, audit_model
+from lmcleaner.audit.check import audit_model
+from lmcleaner.audit.options import AuditOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "docs" / "examples").glob("*.py"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner, Result
 
 from lmcleaner.cli.main import app
@@ -65,6 +66,23 @@ def test_the_documented_grid_runs_once(place: Path) -> None:
     changed = json.loads(run(file, "--json").stdout)
     assert changed["exit_code"] == 11
     assert all("finished with another unlearn.damping" in cell["error"] for cell in changed["cells"])
+
+
+def test_a_cell_is_evaluated_where_the_harness_looks(place: Path) -> None:
+    settings = {
+        "name": "cell",
+        "record": {"model": "my-base", "data": "train.jsonl", "batch_size": 4, "lr": 1e-2, "epochs": 10},
+        "unlearn": {"forget": "forget", "K": "all", "hessian_mode": "secant"},
+        "audit": {"evaluate": "log"},
+    }
+    (place / "experiments.yaml").write_text(yaml.safe_dump(settings))
+    done = run(place / "experiments.yaml")
+    assert done.exit_code == 0, done.output
+    folder = place / "saves/unlearn/cell"
+    found = json.loads((folder / "evals/audit.json").read_text())["evaluation"]
+    assert found == json.loads((folder / "audit/audit_records.json").read_text())["evaluation"]
+    summary = json.loads((folder / "evals/TOFU_SUMMARY.json").read_text())
+    assert summary["forget_Q_A_Prob"] == found["metrics"]["forget_Q_A_Prob"]["gold"]["value"]
 
 
 @pytest.mark.parametrize("level", ["sample", "batch"])

@@ -1,5 +1,6 @@
 """A real model on real data: what the modes reach against a retrained model, and that replay is exact there too."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,8 +14,11 @@ import torch
 from named_requests import find_forget_set
 
 from independent_trainer import train_without
-from lmcleaner.audit.check import AuditOptions, audit_model
+from lmcleaner.audit.check import audit_model
+from lmcleaner.audit.options import AuditOptions
 from lmcleaner.choices import HessianMode
+from lmcleaner.data.rows import read_rows
+from lmcleaner.evaluation.metrics import METRICS
 from lmcleaner.formats.errors import DivergedError
 from lmcleaner.inspection.verify import verify
 from lmcleaner.progress import Silent
@@ -27,7 +31,7 @@ from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.setting import Setting
 from lmcleaner.unlearning.sweep import sweep_window
 from lmcleaner.unlearning.windows import windows_in
-from tiny_runs import TinyRun, parameters_in, same_bits, unlearn_tiny
+from tiny_runs import TinyRun, parameters_in, same_bits, unlearn_tiny, write_rows
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 MODEL = SHARED / "models" / "stories260K_hf"
@@ -74,6 +78,19 @@ def unlearned(tmp_path: Path) -> Unlearn:
     return run
 
 
+def _rows_to_evaluate(recorded: TinyRun, folder: Path) -> Path:
+    """The trained rows that TOFU has wrong answers for, and ten rows of each other part."""
+    folder.mkdir()
+    trained = {json.loads(line)["question"] for line in recorded.data.read_text().splitlines()}
+    files = {"forget": "forget10_perturbed", "retain": "retain_perturbed", "holdout": "holdout10"}
+    files |= {name: f"{name}_perturbed" for name in ("real_authors", "world_facts")}
+    for name, file in files.items():
+        rows = read_rows(str(SHARED / "data" / "tofu" / f"{file}.json")).rows
+        own = [row for row in rows if row["question"] in trained] if name in {"forget", "retain"} else rows[:10]
+        write_rows(folder / f"{name}.jsonl", own)
+    return folder
+
+
 def _print_row(recorded: TinyRun, mode: str, options: dict[str, Any], document: dict[str, Any]) -> None:
     """Shown with `pytest -rP`; the figures of docs/benchmarks.md come from here."""
     answers = document["oracle"]["unlearned"]
@@ -98,7 +115,13 @@ def test_the_model_knows_what_it_shall_forget_and_secant_forgets_it_exactly(
     assert document["result"]["verdict"] == "good"
     retrained = train_without(adamw.options, tmp_path / "scratch", forget=adamw.data.parent / "forget.jsonl")
     assert same_bits(parameters_in(tmp_path / "out"), retrained)
-    assert audit_model(tmp_path / "out", adamw.log, AuditOptions(oracle=True)).passed
+    options = AuditOptions(oracle=True, evaluate=str(_rows_to_evaluate(adamw, tmp_path / "rows")))
+    report = audit_model(tmp_path / "out", adamw.log, options)
+    assert report.passed
+    assert report.evaluation is not None
+    assert len(report.evaluation["metrics"]) == len(METRICS)
+    assert all(metric["unlearned"] == metric["gold"] for metric in report.evaluation["metrics"].values())
+    assert report.evaluation["metrics"]["forget_Q_A_Prob"]["closer_to_gold"] == "yes"
 
 
 def test_the_retained_denominator_gives_the_bits_of_a_run_that_recounts(adamw: TinyRun, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-from lmcleaner.audit.check import AuditOptions, audit_model
+from lmcleaner.audit.check import audit_model
+from lmcleaner.audit.options import AuditOptions
 from lmcleaner.choices import HessianMode
 from lmcleaner.formats.errors import MismatchError, UsageError
 from lmcleaner.formats.reader import TrainingLog

@@ -1,6 +1,7 @@
 """Small real runs: a Llama of a few thousand parameters, its tokenizer, rows, and a recorded training."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def rows(count: int, seed: int = 0) -> list[dict[str, str]]:
     return [{"question": words(3 + i % 4), "answer": words(2 + i % 5)} for i in range(count)]
 
 
-def write_rows(path: Path, content: list[dict[str, str]]) -> Path:
+def write_rows(path: Path, content: Sequence[Mapping[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in content))
     return path
 

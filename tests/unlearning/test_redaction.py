@@ -19,8 +19,9 @@ import zarr
 from numpy.typing import NDArray
 from typer.testing import CliRunner, Result
 
-from lmcleaner.audit.check import AuditOptions, audit_model
+from lmcleaner.audit.check import audit_model
 from lmcleaner.audit.history import tombstones
+from lmcleaner.audit.options import AuditOptions
 from lmcleaner.choices import HessianMode
 from lmcleaner.cli.main import app
 from lmcleaner.formats.canonical import sha256_hex

@@ -15,8 +15,9 @@ from named_requests import find_forget_set
 from typer.testing import CliRunner, Result
 
 from independent_trainer import train_without
-from lmcleaner.audit.check import AuditOptions, AuditReport, audit_model
+from lmcleaner.audit.check import AuditReport, audit_model
 from lmcleaner.audit.history import tombstones
+from lmcleaner.audit.options import AuditOptions
 from lmcleaner.choices import HessianMode, Level
 from lmcleaner.cli.main import app
 from lmcleaner.formats.audit_document import schema_problems

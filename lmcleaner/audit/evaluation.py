@@ -1,0 +1,154 @@
+"""The evaluation of an audit: which rows, what was found on them, and where it is written."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lmcleaner.audit.oracle import counted_samples
+from lmcleaner.data.rows import read_rows
+from lmcleaner.evaluation.comparison import (
+    LEVEL,
+    RESAMPLES,
+    SEED,
+    Comparison,
+    Estimate,
+    Side,
+    compare,
+    void_reason,
+)
+from lmcleaner.evaluation.evaluate import evaluate
+from lmcleaner.evaluation.harness import EVAL_FILE, SUMMARY_FILE, eval_document, summary_document
+from lmcleaner.evaluation.libraries import check_libraries
+from lmcleaner.evaluation.parts import PartRows, Parts, part_rows
+from lmcleaner.evaluation.scores import Part, Scores
+from lmcleaner.evaluation.spec import OF_THE_LOG, named_sources
+from lmcleaner.formats.audit_document import Document, with_evaluation
+from lmcleaner.formats.canonical import json_digest
+from lmcleaner.formats.errors import InsufficientLogError
+from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.formats.store import storage_errors
+from lmcleaner.progress import Progress
+from lmcleaner.training.models import load_tokenizer
+from lmcleaner.unlearning.naming import encode_rows
+from lmcleaner.unlearning.request import ForgetSet
+
+EVALS = "evals"  # folder beside the audit document
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRows:
+    """What models are evaluated on.
+
+    Attributes:
+        parts: the rows.
+        digests: SHA-256 of each part's file, or of its rows where there is no file.
+        tokenizer: the run's.
+    """
+
+    parts: Parts
+    digests: Mapping[Part, str]
+    tokenizer: Any
+
+
+def rows_to_evaluate(
+    log: TrainingLog, forget_set: ForgetSet, spec: str, source: str | None, progress: Progress
+) -> EvaluationRows:
+    """Reads all that an evaluation needs but the models, so that what is missing is known before they are made.
+
+    Args:
+        log: the training log.
+        forget_set: what was forgotten.
+        spec: "log" for the rows of the log, or what `named_sources` reads.
+        source: where the base model with its tokenizer lies now, if it moved.
+        progress: is told which parts there are no rows of.
+
+    Returns:
+        The rows.
+
+    Raises:
+        NotFoundError: the rows, the tokenizer or a library of the extra `evaluate` aren't there.
+        InsufficientLogError: no forgotten row has a counted token, or the log doesn't say how rows became samples.
+    """
+    check_libraries()
+    tokenizer = load_tokenizer(source or log.manifest.model.source)
+    if spec == OF_THE_LOG:
+        return _rows_of_the_log(log, forget_set, tokenizer)
+    named = named_sources(spec, str(log.manifest.data.get("source", "")), progress)
+    sources = {part: read_rows(place) for part, place in named.items()}
+    parts = {part: part_rows(found, lambda it: encode_rows(log, it, tokenizer)) for part, found in sources.items()}
+    digests = {part: found.sha256 for part, found in sources.items()}
+    return EvaluationRows(parts=parts, digests=digests, tokenizer=tokenizer)
+
+
+def evaluate_models(
+    models: Mapping[Side, nn.Module], rows: EvaluationRows, forget_set: ForgetSet, gold: str, progress: Progress
+) -> tuple[Document, Mapping[Side, Scores]]:
+    """Scores the models and compares them.
+
+    Args:
+        models: the models.
+        rows: what to evaluate them on.
+        forget_set: what was forgotten.
+        gold: what the gold model is, "oracle" or "model".
+        progress: is told of every batch.
+
+    Returns:
+        The `evaluation` of an audit document, which holds no content of a row, and the scores.
+    """
+    named = {side.value: model for side, model in models.items()}
+    found = evaluate(named, rows.tokenizer, rows.parts, gold=Side.GOLD.value, progress=progress)
+    scores = {side: found[side.value] for side in models}
+    parts = {name: {"rows": len(part.samples), "sha256": rows.digests[name]} for name, part in rows.parts.items()}
+    document = {
+        "rows": {name.value: part for name, part in parts.items()},
+        "requested": sum(sample.digest in forget_set.digests for sample in rows.parts[Part.FORGET].samples),
+        "gold": gold,
+        "void": void_reason(scores),
+        "intervals": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
+        "metrics": {line.metric.name: _metric(line) for line in compare(scores, progress)},
+    }
+    return document, scores
+
+
+def write_evaluation(folder: Path, evaluation: Document, scores: Mapping[Side, Scores]) -> None:
+    """Writes an evaluation into `audit.json`, and the scores into `evals/` as open-unlearning keeps them.
+
+    Args:
+        folder: the output folder of `unlearn`.
+        evaluation: for the document.
+        scores: of each model; the unlearned one's lie where open-unlearning looks, the others' in folders of their own.
+
+    Raises:
+        ResourceError: the files can't be written.
+    """
+    with storage_errors(folder):
+        for side, own in scores.items():
+            place = folder / EVALS if side is Side.UNLEARNED else folder / EVALS / side
+            place.mkdir(parents=True, exist_ok=True)
+            document = eval_document(own, scores[Side.GOLD])
+            for name, content in ((EVAL_FILE, document), (SUMMARY_FILE, summary_document(document))):
+                (place / name).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        with_evaluation(folder, evaluation)
+
+
+def _rows_of_the_log(log: TrainingLog, forget_set: ForgetSet, tokenizer: Any) -> EvaluationRows:
+    forgotten = counted_samples(log, forget_set, inside=True)
+    if not forgotten:
+        raise InsufficientLogError("nothing to evaluate: no forgotten row has a token that the loss counts")
+    chosen = {Part.FORGET: forgotten, Part.RETAIN: counted_samples(log, forget_set, inside=False)}
+    parts = {part: PartRows(samples=samples) for part, samples in chosen.items() if samples}
+    digests = {part: json_digest([sample.digest.hex() for sample in rows.samples]) for part, rows in parts.items()}
+    return EvaluationRows(parts=parts, digests=digests, tokenizer=tokenizer)
+
+
+def _metric(found: Comparison) -> Document:
+    sides = {side.value: _estimate(estimate) for side, estimate in found.sides.items()}
+    return {"direction": found.metric.direction.value, **sides, "closer_to_gold": found.closer.value}
+
+
+def _estimate(estimate: Estimate) -> Document:
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
