@@ -149,7 +149,7 @@ def test_the_papers_form_does_not_unlearn_what_adamw_trained(adamw: TinyRun, unl
     assert document["result"]["verdict"] == "poor"
 
 
-@pytest.mark.parametrize(("mode", "limit"), [("secant", 0.0), ("exact", 0.30), ("GGN", 0.65)])
+@pytest.mark.parametrize(("mode", "limit"), [("secant", 0.0), ("GGN", 0.65)])
 def test_sgd_is_unlearned_as_well(mode: str, limit: float, sgd: TinyRun, unlearned: Unlearn) -> None:
     assert unlearned(sgd, mode)["oracle"]["relative_error"] <= limit
 
@@ -178,16 +178,16 @@ def test_secant_costs_about_one_plain_training(adamw: TinyRun, tmp_path: Path) -
     print(f"plain training {plain:.2f} s, secant {seconds:.2f} s, ratio {seconds / plain:.3f}, {torch.__version__}")  # noqa: T201
 
 
-@pytest.mark.parametrize("mode", ["diag", "low_rank", "fisher"])
+@pytest.mark.parametrize("mode", ["diag", "fisher"])
 def test_a_step_without_rows_costs_little_beside_a_training_step(mode: str, tmp_path: Path) -> None:
     """Prints both in processor time, which the machine's load changes less; no assertion on a clock."""
     kind = "none" if mode == "fisher" else mode
-    run = _record(tmp_path, gradients="lossless", curvature=kind, checkpoint_every=48)
+    run = _record(tmp_path, epochs=2, gradients="lossless", curvature=kind, checkpoint_every=24)
     log, replay = run.open(), run.replay_model()
-    step, parameters = log.step(48), replay.load(log.parameters(48))
+    step, parameters = log.step(12), replay.load(log.parameters(12))
     spent = [time.process_time()]
     with restored_numerics(log.manifest.numerics):
-        state = TrainingState(log.manifest, log.checkpoint(48), replay.device)
+        state = TrainingState(log.manifest, log.checkpoint(0), replay.device)
         for _ in range(20):
             state.apply(replay.gradient(step, parameters), step.lr)
         spent.append(time.process_time())
