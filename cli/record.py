@@ -68,6 +68,16 @@ def record(
         CurvatureKind, typer.Option(help="Curvature to estimate and store at each checkpoint after the training.")
     ] = _d("curvature"),
     rank: Annotated[int, typer.Option(help="Eigenpairs of --curvature low_rank.")] = _d("rank"),
+    lora_rank: Annotated[
+        int | None, typer.Option(metavar="R", help="Train a LoRA adapter of this rank instead of the model.")
+    ] = None,
+    lora_alpha: Annotated[
+        int | None, typer.Option(metavar="A", help="Scale the adapter by A / R; by default A is R.")
+    ] = None,
+    lora_targets: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...", help="Modules with an adapter; by default all linear ones but the last."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove a log that lies there.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run; its log knows all options but --output.")
@@ -95,7 +105,8 @@ def record(
         optimizer=optimizer, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, scheduler=scheduler,
         warmup_ratio=warmup_ratio, max_grad_norm=max_grad_norm, template=template, max_length=max_length,
         max_steps=max_steps, seed=seed, dtype=dtype, threads=threads, checkpoint_every=checkpoint_every,
-        updates=updates, gradients=gradients, curvature=curvature, rank=rank, overwrite=overwrite, resume=resume,
+        updates=updates, gradients=gradients, curvature=curvature, rank=rank, lora_rank=lora_rank,
+        lora_alpha=lora_alpha, lora_targets=lora_targets, overwrite=overwrite, resume=resume,
     )  # fmt: skip
     options = _resumed(context, log, chosen) if resume else _new(chosen)
     from lmcleaner.recording.training import record as run

@@ -111,13 +111,21 @@ def _check_same_run(then: Json, now: Json) -> None:
     for name in _DESCRIPTION:
         if then[name] != now[name]:
             raise UsageError(f"the run is described otherwise: {name}: the log has {then[name]}, found {now[name]}")
-    _compare("model", _without(then["model"], "source", "fingerprint"), _without(now["model"], "source", "fingerprint"))
+    _compare("model", _trained_model(then["model"]), _trained_model(now["model"]))
     _compare("parameters", then["parameters"], now["parameters"])
     _compare("optimizer", _without_rates(then["optimizer"]), _without_rates(now["optimizer"]))
     for name in ("data", "tokenizer"):
         _compare(name, then[name].get("sha256"), now[name].get("sha256"))
     machine = ("device_name",)  # another one may still give the same bits
     _compare("numerics", _without(then["numerics"], *machine), _without(now["numerics"], *machine), _NUMERICS_HINT)
+
+
+def _trained_model(model: Json) -> Json:
+    """Without the place of the base model and the version of PEFT, which an adapter's configuration holds too."""
+    adapter = model.get("adapter")
+    if adapter is not None:
+        adapter = adapter | {"config": _without(adapter["config"], "base_model_name_or_path", "peft_version")}
+    return _without(model, "source", "fingerprint") | {"adapter": adapter}
 
 
 def _without(entry: Json, *names: str) -> Json:
