@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Options that a script can be recorded with -> what they set.
 _OF_SCRIPTS = {
     "model": "model_source", "checkpoint_every": "checkpoint_every", "updates": "updates", "gradients": "gradients",
-    "overwrite": "overwrite",
+    "overwrite": "overwrite", "resume": "resume",
 }  # fmt: skip
 
 
@@ -92,7 +92,8 @@ def record(
 
     After an interruption: `lmcleaner record my-log --resume --output my-model`
 
-    A training script of your own, as it is: `lmcleaner record my-log -- train.py --its-own options`
+    A training script of your own, as it is: `lmcleaner record my-log -- train.py --its-own options`; after an
+    interruption, if it goes on from a checkpoint of its own: `lmcleaner record my-log --resume -- train.py ...`
 
     In several processes: `lmcleaner record my-log -- torchrun --nproc-per-node 2 train.py`, or `accelerate launch`
     """
@@ -131,6 +132,7 @@ def record(
 def _record_script(context: typer.Context, log: str, script: list[str], *, quiet: bool, as_json: bool) -> None:
     """Records the user's own script; stdout is the script's, but with --json."""
     from lmcleaner.formats.reader import TrainingLog
+    from lmcleaner.recording.resume import open_unfinished
     from lmcleaner.recording.watch import WatchOptions
 
     given = {name for name in context.params if _is_given(context, name)}
@@ -141,6 +143,8 @@ def _record_script(context: typer.Context, log: str, script: list[str], *, quiet
             hint="give the script its own options behind its name",
         )
     chosen = {name: context.params[name] for name in sorted(given & set(_OF_SCRIPTS))}
+    if context.params["resume"]:
+        open_unfinished(log)  # before the script does anything
     options = WatchOptions(**{_OF_SCRIPTS[name]: value for name, value in chosen.items()})
     with _stdout_as_stderr() if as_json else nullcontext():
         code = _exit_code(log, script, options, _words_of(chosen))

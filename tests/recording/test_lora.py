@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from independent_trainer import train_without
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
+from independent_trainer import train_without
 from lmcleaner.audit.check import AuditOptions, audit_model
+from lmcleaner.choices import ModelDtype
 from lmcleaner.cli.main import app
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.reader import TrainingLog
@@ -81,8 +82,8 @@ def test_without_targets_all_linear_layers_but_the_last_get_an_adapter(
     base_model: Path, data: Path, tmp_path: Path
 ) -> None:
     options = RecordOptions(
-        model=str(base_model), data=str(data), output=tmp_path / "trained", max_steps=2, lora_rank=1, dtype="bfloat16",
-        lora_targets=None,
+        model=str(base_model), data=str(data), output=tmp_path / "trained", max_steps=2, lora_rank=1,
+        dtype=ModelDtype.BFLOAT16,
     )  # fmt: skip
     record(tmp_path / "log", options)
     manifest = TrainingLog(tmp_path / "log").manifest
