@@ -86,7 +86,7 @@ def test_a_script_prints_and_trains_what_it_does_by_itself(
     assert found.replay.num_exact == 5
 
 
-def test_a_script_that_fails_fails_as_it_would_and_keeps_its_steps_to_go_on_from(base_model: Path, folder: Path) -> None:
+def test_a_script_that_fails_fails_as_it_would_and_can_be_resumed(base_model: Path, folder: Path) -> None:
     for how, code, said in (("--fail", 1, "ValueError: as it would by itself"), ("--exit", 1, "enough")):
         log = folder / how.strip("-")
         done = run(folder, *MAIN, "record", log, "--", "code/train.py", base_model, folder / "out", how, 2)

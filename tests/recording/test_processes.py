@@ -1,7 +1,9 @@
 """Two processes that train together make one log, and one process replays it and unlearns by it."""
 
+import shutil
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 from two_processes import bytes_of, in_processes
 
+from lmcleaner.audit.history import tombstones
 from lmcleaner.choices import HessianMode
 from lmcleaner.curvature.linearized import curvature_product, predicted_gradient
 from lmcleaner.formats.errors import UsageError
@@ -181,6 +184,12 @@ def test_unlearning_in_one_process_gives_the_bits_of_a_retrain_in_two(
     )
     assert all(torch.equal(gold[name], found[name]) for name in gold)
     assert not all(torch.equal(trained[name], found[name]) for name in gold)
+    log = Path(shutil.copytree(folder / "log", tmp_path / "log"))
+    unlearn(log, replace(request, output=tmp_path / "redacted", ledger=True, redact=True))
+    assert bytes_of(tmp_path / "redacted") == bytes_of(tmp_path / "unlearned")
+    replayed = verify(TrainingLog(log), replay_steps=STEPS)
+    assert (replayed.problems, replayed.replay is not None and replayed.replay.is_exact) == ([], True)
+    assert tombstones(TrainingLog(log)) == {bytes.fromhex(digest) for digest in digests().split(",")}
 
 
 def test_a_recorder_around_the_loop_makes_the_same_log(run: tuple[Path, str], base: Path) -> None:

@@ -9,9 +9,11 @@ import torch
 from peft import LoraConfig
 
 from lmcleaner.audit.check import AuditOptions, audit_model
+from lmcleaner.audit.history import tombstones
 from lmcleaner.choices import HessianMode
 from lmcleaner.formats.errors import MismatchError, UsageError
 from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.inspection.verify import verify
 from lmcleaner.recording.callback import LMCleanerCallback
 from lmcleaner.recording.describe import RunDescription
 from lmcleaner.recording.recorder import Recorder
@@ -22,6 +24,7 @@ from real_runs import (
     PADDING,
     RATE,
     SETTINGS,
+    STEPS,
     Setting,
     batches,
     bits,
@@ -51,6 +54,22 @@ def test_a_real_run_is_recorded_and_forgets_as_a_retraining_does(
         retrained = by_loop(setting, base_model, FORGOTTEN)
     assert same_bits(bits(reloaded(retrained, base_model, output)), bits(retrained))
     assert audit_model(output, log, AuditOptions(oracle=True)).passed
+
+
+@pytest.mark.parametrize("name", ["autocast", "LoRA with dropout over bfloat16", "LoRA, autocast"])
+def test_its_log_can_be_redacted(name: str, base_model: Path, tmp_path: Path) -> None:
+    setting = SETTINGS[name]
+    log, forget = record(setting, base_model, tmp_path), digests(setting)
+    request = UnlearnOptions(
+        forget=forget, output=tmp_path / "out", K=None, hessian_mode=HessianMode.SECANT, redact=True
+    )
+    unlearn(log, request)
+    retrained = by_loop(setting, base_model, FORGOTTEN)
+    assert same_bits(bits(reloaded(retrained, base_model, tmp_path / "out")), bits(retrained))
+    found = verify(TrainingLog(log), replay_steps=STEPS)
+    assert (found.problems, found.replay is not None and found.replay.is_exact) == ([], True)
+    assert tombstones(TrainingLog(log)) == {bytes.fromhex(digest) for digest in forget.split(",")}
+    assert audit_model(tmp_path / "out", log, AuditOptions()).passed
 
 
 def test_only_the_adapter_is_logged_and_the_base_model_is_told_by_its_content(base_model: Path, tmp_path: Path) -> None:
