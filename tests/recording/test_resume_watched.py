@@ -96,10 +96,8 @@ def train(base: Path, folder: Path, log: str, options: WatchOptions, stop: int |
             start = 2
         for step in range(start, STEPS):
             if step == 2:
-                generator = torch.get_rng_state()
-                torch.save(
-                    {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator}, own
-                )
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                torch.save(state | {"generator": torch.get_rng_state()}, own)
             generator = torch.Generator().manual_seed(10 * step + dist.get_rank())
             tokens = torch.randint(3, 20, (2, 6), generator=generator)
             wrapped(input_ids=tokens, labels=tokens).loss.backward()
