@@ -57,6 +57,11 @@ class Processes:
         return self.rank == 0
 
     @property
+    def is_wrapped(self) -> bool:
+        """Whether a `DistributedDataParallel` puts the gradients in their place, even if only one process trains."""
+        return self._wrapper is not None
+
+    @property
     def averages(self) -> bool:
         """Whether the gradients of a forward pass that runs now will be averaged over the processes."""
         return self._wrapper is None or averages(self._wrapper)

@@ -106,8 +106,8 @@ class Recorder:
         self._last_checkpoint = self._past.checkpoints[-1] if self._past else 0
         self._gradient: Bits | None = None
         is_clipped = self._manifest.max_grad_norm is not None and self._manifest.gradients != "none"
-        # Of several processes each sees only its own part before DistributedDataParallel averages them.
-        self._unclipped = UnclippedNorm(self._parameters) if is_clipped and world_size == 1 else None
+        # What DistributedDataParallel puts in place no hook sees, and before that each process only its own part.
+        self._unclipped = UnclippedNorm(self._parameters) if is_clipped and not self._processes.is_wrapped else None
         self._handles: list[Any] = []
         self._pending: dict[str, Any] | None = None
         self._rng_before = b""

@@ -13,6 +13,7 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.wording import counted
 from lmcleaner.training.numerics import restored_numerics
 from lmcleaner.training.optimizers import state_vectors
+from lmcleaner.training.ranks import vectors_held
 from lmcleaner.training.recorded import exact_steps
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.unlearning.costs import Costs, logged_costs, measure_costs
@@ -103,7 +104,8 @@ def make_plan(
     gradients = len(carried - found.gradients)
     estimates = sum(_estimate_products(log, window, mode, rank) for window in windows) if not found.curvature else 0
     gradients_read = (found.given & {*lead_in}) | (found.gradients & carried)
-    costs = _costs(log, replay, windows, mode, reads_rows=plain + gradients > 0)
+    reads_rows = plain + gradients > 0
+    costs = _costs(log, replay, windows, mode, reads_rows=reads_rows)
     reads = [
         read_steps(w, log.checkpoint_steps, looks(w, log.checkpoint_steps, mode, is_end_fixed=is_end_fixed))
         for w in windows
@@ -122,7 +124,8 @@ def make_plan(
             taken=len(lead_in) + len(carried), carried=len(carried), read=sum(map(len, reads)), windows=len(windows),
         ),
         parameter_memory_bytes=_parameter_memory(
-            log, mode, rank, found, propagation, is_replayed=replayed > 0, is_sampled=is_linearized and bool(sampled)
+            log, mode, rank, found, propagation, is_replayed=replayed > 0, is_sampled=is_linearized and bool(sampled),
+            summed=vectors_held(log.step(windows[0].first)) if reads_rows else 0,
         ),
         activation_bytes=costs.activation_bytes,
     )  # fmt: skip
@@ -265,6 +268,7 @@ def _parameter_memory(
     *,
     is_replayed: bool,
     is_sampled: bool,
+    summed: int,
 ) -> int:
     """θ, θ′, a gradient and θ′'s optimizer state; δ where a product needs it; an estimate, and what it is made from.
 
@@ -272,7 +276,7 @@ def _parameter_memory(
     that θ and its optimizer's state as well, beside the θ that was read last. A written mode holds its product, and
     what a recorded gradient is decoded into. Eigenpairs take another vector for a product, and twice their size while
     they are read, 3·rank + 1 vectors while they are made. Steps that are taken twice need another training state, and
-    their error.
+    their error. Gradients of several processes are summed up beside the gradient.
     """
     states = state_vectors(log.manifest.optimizer)
     estimate = 1 if mode in ESTIMATED else 0
@@ -280,7 +284,7 @@ def _parameter_memory(
         pairs = max((entry.pairs for entry in log.commit.curvature.values()), default=rank)
         estimate = 1 + (pairs + rank if found.curvature else 3 * rank + 1)
     own = states if propagation is Propagation.OPTIMIZER else 0
-    vectors = 3 + own + int(mode is not HessianMode.SECANT) + (1 + states) * is_replayed + estimate
+    vectors = 3 + summed + own + int(mode is not HessianMode.SECANT) + (1 + states) * is_replayed + estimate
     vectors += (2 + states) * is_sampled
     vectors += int(mode in WRITTEN) + int(bool(found.gradients))
     return int(vectors * log.manifest.num_elements) * BIT_DTYPES[log.manifest.model.dtype].itemsize

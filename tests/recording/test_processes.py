@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ from lmcleaner.inspection.verify import verify
 from lmcleaner.recording.describe import RunDescription
 from lmcleaner.recording.recorder import Recorder
 from lmcleaner.recording.watch import Watch, WatchOptions
+from lmcleaner.training.memory import peak_of
 from lmcleaner.training.replay import open_replay
 from lmcleaner.training.vectors import distance, global_norm
 from lmcleaner.unlearning.options import UnlearnOptions
+from lmcleaner.unlearning.planning import plan_request
 from lmcleaner.unlearning.run import unlearn
 from tiny_runs import parameters_in, write_base_model
 
@@ -190,6 +193,25 @@ def test_unlearning_in_one_process_gives_the_bits_of_a_retrain_in_two(
     replayed = verify(TrainingLog(log), replay_steps=STEPS)
     assert (replayed.problems, replayed.replay is not None and replayed.replay.is_exact) == ([], True)
     assert tombstones(TrainingLog(log)) == {bytes.fromhex(digest) for digest in digests().split(",")}
+
+
+def test_the_plan_counts_the_vectors_that_the_sums_over_processes_take(run: tuple[Path, str]) -> None:
+    folder, loop = run
+    log, expected = TrainingLog(folder / "log"), {"plain": 1, "no_sync": 1, "averaged each time": 2}[loop]
+    vector = 4 * log.manifest.num_elements
+    step = log.step(0)
+    alone = replace(step, microbatches=tuple(replace(microbatch, rank=0) for microbatch in step.microbatches[:1]))
+    peaks = []
+    for manifest, taken in ((log.manifest, step), (replace(log.manifest, world_size=1), alone)):
+        replay = open_replay(manifest)
+        compute = partial(replay.gradient, taken, replay.load(log.parameters(0)))
+        peaks.append(peak_of(compute, replay.device))
+    assert peaks[0] - peaks[1] == pytest.approx(expected * vector, rel=0.25)
+    request = UnlearnOptions(forget=digests(), output=None, dry_run=True, K=None, ledger=False)
+    for quick in (True, False):
+        secant = plan_request(log, request, quick=quick).plans[0]
+        assert secant.parameter_memory_bytes == (3 + expected + 2) * vector  # AdamW
+    assert secant.activation_bytes == pytest.approx(peaks[0] - (1 + expected) * vector, rel=0.1)
 
 
 def test_a_recorder_around_the_loop_makes_the_same_log(run: tuple[Path, str], base: Path) -> None:
