@@ -116,7 +116,18 @@ class Processes:
         return tuple(record for ranks in zip(*parts, strict=True) for records in ranks for record in records)
 
     def _has_uneven_inputs(self) -> bool:
-        return self._wrapper is not None and bool(self._wrapper._join_config.enable)
+        """Whether the training is within `join()`, which torch tells nowhere but in a private attribute.
+
+        Raises:
+            UsageError: this version of torch hasn't the attribute, so that nobody knows.
+        """
+        config = getattr(self._wrapper, "_join_config", None)
+        if config is None or not hasattr(config, "enable"):
+            raise UsageError(
+                f"torch {torch.__version__} doesn't tell whether the processes join() with uneven inputs",
+                hint="record several processes with the version of torch that constraints.txt names",
+            )
+        return bool(config.enable)
 
 
 class NoWriter:

@@ -13,7 +13,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 from two_processes import bytes_of, in_processes
@@ -261,14 +263,37 @@ def take_a_step(base: Path, log: Path, how: str) -> None:
             wrapped, optimizer = start(base)
             with wrapped.no_sync():
                 wrapped(input_ids=tokens, labels=tokens).loss.backward()
+        elif how == "a torch that hides join":
+            wrapped, optimizer = start(base)
+            wrapped(input_ids=tokens, labels=tokens).loss.backward()
+            del wrapped._join_config
         else:
             dist.init_process_group("gloo")
             module = AutoModelForCausalLM.from_pretrained(base).train()
-            if how == "FSDP":
+            if how == "fully_shard":
                 fully_shard(module)
+            if how == "FSDP":
+                module = FullyShardedDataParallel(module, device_id=torch.device("cpu"))
+            if how == "tensor parallel":
+                mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+                parallelize_module(module.model.layers[0].mlp.down_proj, mesh, RowwiseParallel())
             optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
             module(input_ids=tokens, labels=tokens).loss.backward()
         optimizer.step()
+
+
+def of_one_process(base: Path, log: Path) -> None:
+    dist.init_process_group("gloo")
+    module = fully_shard(AutoModelForCausalLM.from_pretrained(base).train())
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
+    with pytest.raises(UsageError, match="are shared out over processes") as error:
+        Recorder(log, module, optimizer, RunDescription(model_source=str(base)))
+    assert (error.value.exit_code, error.value.hint) == (2, "DistributedDataParallel is")
+    assert not log.exists()
+
+
+def test_one_process_alone_may_not_shard_either(base: Path, tmp_path: Path) -> None:
+    in_processes(of_one_process, base, tmp_path / "log", count=1)
 
 
 def is_refused(base: Path, log: Path, how: str, message: str) -> None:
@@ -279,10 +304,19 @@ def is_refused(base: Path, log: Path, how: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("FSDP", "are shared out over processes: FSDP and tensor parallel aren't recorded"),
+        (
+            "fully_shard",
+            "parameters of the FSDPLlamaForCausalLM are shared out over processes: FSDP and tensor parallel",
+        ),
+        ("FSDP", "parameters of the FullyShardedDataParallel are shared out over processes"),
+        (
+            "tensor parallel",
+            "parameters of the Linear are shared out over processes: FSDP and tensor parallel aren't recorded",
+        ),
         ("nothing around the model", "2 processes, but no DistributedDataParallel of all of them"),
+        ("a torch that hides join", "doesn't tell whether the processes join"),
         ("no_sync at the end", "step 0: expected averaged gradients, found a last microbatch within no_sync"),
     ],
 )
-def test_what_is_not_data_parallel_is_refused(how: str, message: str, base: Path, tmp_path: Path) -> None:
+def test_what_is_not_plain_data_parallel_is_refused(how: str, message: str, base: Path, tmp_path: Path) -> None:
     in_processes(is_refused, base, tmp_path / "log", how, message)
