@@ -35,6 +35,7 @@ class Plan:
         products: curvature products.
         replayed: steps that find θ again where the log no longer has it; a gradient each, unless the log holds them.
         data_free: whether no row will be read; no gradient can be measured then.
+        without_autocast: whether curvature is computed without the autocast that the run trained under.
         updates: codec of the updates that θ is read from.
         bytes_to_read: bytes on disk of checkpoints, updates, and recorded gradients and curvature.
         seconds: expected, from costs measured on this machine, or from the logged step times.
@@ -49,6 +50,7 @@ class Plan:
     products: int
     replayed: int
     data_free: bool
+    without_autocast: bool
     updates: str
     bytes_to_read: int
     seconds: float
@@ -122,6 +124,7 @@ def make_plan(
         products=len(carried - undeviated) if mode in OPERATORS else estimates,
         replayed=replayed,
         data_free=all(free),
+        without_autocast=log.manifest.numerics.autocast is not None and mode in {*OPERATORS, *ESTIMATED},
         updates=log.manifest.updates,
         bytes_to_read=_bytes_to_read(log, windows, reads, found, gradients_read),
         seconds=_seconds(
@@ -205,6 +208,11 @@ def plan_lines(
     )
     if plan.data_free:
         yield "no row is read: gradients and curvature come from the log, and no gradient is measured"
+    if plan.without_autocast:
+        yield (
+            f"the run trained under {log.manifest.numerics.autocast} autocast; curvature is computed without it, and "
+            "its error is measured against gradients with it"
+        )
     if redact:
         yield (
             f"the log is rewritten with {counted(log.num_steps, 'more gradient')} and room for a second log meanwhile; "

@@ -11,12 +11,15 @@ from peft import LoraConfig
 from lmcleaner.audit.check import AuditOptions, audit_model
 from lmcleaner.audit.history import tombstones
 from lmcleaner.choices import HessianMode
+from lmcleaner.curvature.linearized import predicted_gradient
 from lmcleaner.formats.errors import MismatchError, UsageError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.inspection.verify import verify
 from lmcleaner.recording.callback import LMCleanerCallback
 from lmcleaner.recording.describe import RunDescription
 from lmcleaner.recording.recorder import Recorder
+from lmcleaner.training.replay import open_replay
+from lmcleaner.training.vectors import distance, global_norm
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.run import unlearn
 from real_runs import (
@@ -120,6 +123,26 @@ def test_autocast_must_be_as_it_was_told(base_model: Path, tmp_path: Path) -> No
             model(**batches(SETTINGS["autocast"])[0])
     with pytest.raises(UsageError, match="expected bfloat16, found float16"):
         RunDescription(model_source="x", autocast="float16")
+
+
+def test_a_curvature_without_the_runs_autocast_is_said_and_measured(base_model: Path, tmp_path: Path) -> None:
+    setting = SETTINGS["autocast"]
+    log = record(setting, base_model, tmp_path)
+    for mode, is_said in ((HessianMode.EXACT, True), (HessianMode.SECANT, False)):
+        request = UnlearnOptions(forget=digests(setting), output=tmp_path / mode, K=None, hessian_mode=mode)
+        found = unlearn(log, request)
+        assert any("trained under bfloat16 autocast; curvature is computed" in line for line in found.lines) == is_said
+        assert found.document is not None
+        assert found.document["plan"]["without_autocast"] == is_said
+    # The gradients that it is measured against are the run's own: those of a sweep's real steps.
+    replay, step = open_replay(TrainingLog(log).manifest), TrainingLog(log).step(1)
+    theta = replay.load(TrainingLog(log).parameters(1))
+    zeros = [torch.zeros_like(part) for part in theta]
+    own = [part for part in replay.gradient(step, theta) if part is not None]
+    plain = [
+        part for part in predicted_gradient(replay, HessianMode.EXACT, step, theta, zeros, 0.0) if part is not None
+    ]
+    assert 1e-4 < distance(plain, own) / global_norm(own) < 0.02  # what autocast rounds
 
 
 def test_label_smoothing_is_refused_by_its_name(base_model: Path, tmp_path: Path) -> None:
