@@ -246,6 +246,15 @@ def test_curvature_weighs_each_process_as_its_gradient_does(mode: HessianMode, s
         assert distance(difference, product) < 0.05 * global_norm(product)
 
 
+def test_one_process_in_its_wrapper_is_recorded_with_clipped_gradients(base: Path, tmp_path: Path) -> None:
+    in_processes(watched, base, tmp_path, "no_sync", count=1)
+    log = TrainingLog(tmp_path / "log")
+    assert (log.manifest.world_size, log.manifest.gradients) == (1, "lossless")
+    assert log.table("steps/gradient_norm").tolist() == pytest.approx([MAX_NORM] * STEPS, rel=1e-4)
+    assert log.commit.self_check is not None
+    assert log.commit.self_check.state == "exact"
+
+
 def test_of_three_processes_a_replay_is_off_by_roundings_only(base: Path, tmp_path: Path) -> None:
     in_processes(watched, base, tmp_path, "no_sync", count=3)
     checked = TrainingLog(tmp_path / "log").commit.self_check
