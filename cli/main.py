@@ -103,7 +103,9 @@ def _unexpected(error: Exception, *, as_json: bool) -> int:
 def _quieten_libraries() -> None:
     """Keeps the libraries' own bars and warnings away from stderr, before any of them is imported."""
     import os
+    import warnings
 
+    warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)  # PEFT still asks so
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Options that a script can be recorded with -> what they set.
 _OF_SCRIPTS = {
     "model": "model_source", "checkpoint_every": "checkpoint_every", "updates": "updates", "gradients": "gradients",
-    "overwrite": "overwrite",
+    "overwrite": "overwrite", "resume": "resume",
 }  # fmt: skip
 
 
@@ -68,6 +68,16 @@ def record(
         CurvatureKind, typer.Option(help="Curvature to estimate and store at each checkpoint after the training.")
     ] = _d("curvature"),
     rank: Annotated[int, typer.Option(help="Eigenpairs of --curvature low_rank.")] = _d("rank"),
+    lora_rank: Annotated[
+        int | None, typer.Option(metavar="R", help="Train a LoRA adapter of this rank instead of the model.")
+    ] = None,
+    lora_alpha: Annotated[
+        int | None, typer.Option(metavar="A", help="Scale the adapter by A / R; by default A is R.")
+    ] = None,
+    lora_targets: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...", help="Modules with an adapter; by default all linear ones but the last."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove a log that lies there.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run; its log knows all options but --output.")
@@ -82,7 +92,8 @@ def record(
 
     After an interruption: `lmcleaner record my-log --resume --output my-model`
 
-    A training script of your own, as it is: `lmcleaner record my-log -- train.py --its-own options`
+    A training script of your own, as it is: `lmcleaner record my-log -- train.py --its-own options`; after an
+    interruption, if it goes on from a checkpoint of its own: `lmcleaner record my-log --resume -- train.py ...`
 
     In several processes: `lmcleaner record my-log -- torchrun --nproc-per-node 2 train.py`, or `accelerate launch`
     """
@@ -95,7 +106,8 @@ def record(
         optimizer=optimizer, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, scheduler=scheduler,
         warmup_ratio=warmup_ratio, max_grad_norm=max_grad_norm, template=template, max_length=max_length,
         max_steps=max_steps, seed=seed, dtype=dtype, threads=threads, checkpoint_every=checkpoint_every,
-        updates=updates, gradients=gradients, curvature=curvature, rank=rank, overwrite=overwrite, resume=resume,
+        updates=updates, gradients=gradients, curvature=curvature, rank=rank, lora_rank=lora_rank,
+        lora_alpha=lora_alpha, lora_targets=lora_targets, overwrite=overwrite, resume=resume,
     )  # fmt: skip
     options = _resumed(context, log, chosen) if resume else _new(chosen)
     from lmcleaner.recording.training import record as run
@@ -120,6 +132,7 @@ def record(
 def _record_script(context: typer.Context, log: str, script: list[str], *, quiet: bool, as_json: bool) -> None:
     """Records the user's own script; stdout is the script's, but with --json."""
     from lmcleaner.formats.reader import TrainingLog
+    from lmcleaner.recording.resume import open_unfinished
     from lmcleaner.recording.watch import WatchOptions
 
     given = {name for name in context.params if _is_given(context, name)}
@@ -130,6 +143,8 @@ def _record_script(context: typer.Context, log: str, script: list[str], *, quiet
             hint="give the script its own options behind its name",
         )
     chosen = {name: context.params[name] for name in sorted(given & set(_OF_SCRIPTS))}
+    if context.params["resume"]:
+        open_unfinished(log)  # before the script does anything
     options = WatchOptions(**{_OF_SCRIPTS[name]: value for name, value in chosen.items()})
     with _stdout_as_stderr() if as_json else nullcontext():
         code = _exit_code(log, script, options, _words_of(chosen))

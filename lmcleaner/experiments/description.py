@@ -12,6 +12,7 @@ from lmcleaner.experiments.marked import Marked, read_marked
 from lmcleaner.experiments.values import built, check_keys, keys_of, values_for
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.recording.options import RecordOptions
+from lmcleaner.unlearning.classic import AUDIT_RECORDS
 from lmcleaner.unlearning.options import UnlearnOptions, mode_options
 
 Section = Mapping[str, Marked]
@@ -24,7 +25,8 @@ class ClassicOptions:
     Attributes:
         training_log_dir: where the log lies, or goes; by default saves/train_logs/NAME.
         audit_dir: where a further copy of audit_records.json goes.
-        apply_immediately: when the classic trainer corrects; here both come to the same.
+        apply_immediately: whether the classic trainer corrects when it is made or when it trains; a file's cells are
+            corrected when it is their turn, so that it makes no difference.
         batch_size_at_training: rows of a microbatch, to be held against the log.
     """
 
@@ -124,6 +126,7 @@ def read_experiments(path: Path) -> Experiments:
         for request in requests
     ]
     _check_distinct(cells, document)
+    _check_audit_places(cells, top)
     return Experiments(name=name, saves=saves, cells=tuple(cells))
 
 
@@ -253,3 +256,23 @@ def _check_distinct(cells: Sequence[Cell], document: Marked) -> None:
     recordings = {(cell.recording.name, str(cell.stated["record"])) for cell in cells}
     if len(recordings) != len({name for name, _ in recordings}):
         raise UsageError(f"{document.place}: two recordings would have the same name: change a value")
+
+
+def _check_audit_places(cells: Sequence[Cell], top: Section) -> None:
+    """No two cells may write their records into one folder, where the last one's would be left."""
+    folders = [cell.classic.audit_dir for cell in cells if cell.classic.audit_dir is not None]
+    twice = sorted(str(folder) for folder in set(folders) if folders.count(folder) > 1)
+    if not twice:
+        return
+    places = [marked.place for marked in _audit_dirs(top) if str(Path(str(marked.plain))) == twice[0]]
+    raise UsageError(
+        f"{places[0]}: several cells would write {twice[0]}/{AUDIT_RECORDS}",
+        hint="leave audit_dir out, since each cell has its own audit/ folder, or give each request another one",
+    )
+
+
+def _audit_dirs(top: Section) -> list[Marked]:
+    """Where the file names an audit_dir: for all cells, for a request, or in the grid."""
+    sections = [top["unlearn"].mapping() if "unlearn" in top else {}, *_requests(top)]
+    found = [section["audit_dir"] for section in sections if "audit_dir" in section]
+    return found + _axes(top).get(("unlearn", "audit_dir"), [])

@@ -59,14 +59,19 @@ def _attempt(work: Callable[[], Done], progress: Progress) -> tuple[Done | None,
         return None, error
     except Exception as error:  # whatever befell this cell, the others go on, and the exit code says so
         progress.say(traceback.format_exc())
-        return None, LmcleanerError(f"unexpected: {type(error).__name__}: {error}")
+        unexpected = LmcleanerError(f"unexpected: {type(error).__name__}: {error}")
+        unexpected.__cause__ = error
+        return None, unexpected
 
 
 def _outcome(cell: Cell, recordings: dict[str, LmcleanerError | None], progress: Progress) -> Row:
     row, failure = _attempt(lambda: _row(cell, recordings, progress), progress)
     if failure is not None:
         progress.say(f"FAILED: {failure.message}")
-        return {"state": "failed", "error": failure.message, "kind": failure.kind, "exit_code": failure.exit_code}
+        failed: Row = {"state": "failed", "error": failure.message, "kind": failure.kind}
+        failed["exit_code"] = failure.exit_code
+        cause = failure.__cause__ if type(failure) is LmcleanerError else None  # nothing raised on purpose
+        return failed | ({"traceback": "".join(traceback.format_exception(cause))} if cause is not None else {})
     assert row is not None
     return row
 

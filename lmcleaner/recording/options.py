@@ -8,7 +8,8 @@ from lmcleaner.formats.errors import UsageError
 
 # Options that say where things lie and what becomes of the log: no part of how the run trains.
 PLACES = ("model", "data", "output", "overwrite", "resume")
-LATER = ("curvature", "rank")  # options that logs of before don't hold
+# Options that logs of before don't hold.
+LATER = ("curvature", "rank", "lora_rank", "lora_alpha", "lora_targets")
 
 DEFAULT_TEMPLATE = "Question: {question} Answer:"
 _CHOICES = {
@@ -51,6 +52,10 @@ class RecordOptions:
         gradients: how the clipped gradients are stored.
         curvature: what is estimated at each checkpoint when the training is over, and stored.
         rank: eigenpairs of the curvature low_rank.
+        lora_rank: of a LoRA adapter, which is trained instead of the model; None trains the model.
+        lora_alpha: the adapter's output is scaled by lora_alpha / lora_rank; None takes the rank, and so scales by 1.
+        lora_targets: names of the modules that get an adapter, separated by commas; None is all linear layers but the
+            last one.
         overwrite: removes a log that lies at the log's place.
         resume: goes on with the interrupted run whose log lies at the log's place; all options but `model`, `data` and
             `output` must be those that it began with.
@@ -81,6 +86,9 @@ class RecordOptions:
     gradients: Codec = Codec.NONE
     curvature: CurvatureKind = CurvatureKind.NONE
     rank: int = DEFAULT_RANK
+    lora_rank: int | None = None
+    lora_alpha: int | None = None
+    lora_targets: str | None = None
     overwrite: bool = False
     resume: bool = False
 
@@ -105,10 +113,18 @@ class RecordOptions:
             "threads": (self.threads is None or self.threads >= 1, "at least 1"),
             "checkpoint-every": (self.checkpoint_every >= 1, "at least 1"),
             "rank": (1 <= self.rank <= 65536, "1 to 65536"),
+            "lora-rank": (self.lora_rank is None or self.lora_rank >= 1, "at least 1"),
+            "lora-alpha": (self.lora_alpha is None or self.lora_alpha >= 1, "at least 1"),
         }
         for name, (is_valid, expected) in checks.items():
             if not is_valid:
                 raise UsageError(f"--{name}: expected {expected}, found {getattr(self, name.replace('-', '_'))}")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Checks what one option says of another."""
+        if self.lora_rank is None and (self.lora_alpha is not None or self.lora_targets is not None):
+            raise UsageError("--lora-alpha and --lora-targets need a --lora-rank: found none")
         if self.optimizer is not OptimizerName.SGD and (self.momentum or self.nesterov):
             raise UsageError(f"--momentum and --nesterov belong to sgd: found optimizer {self.optimizer}")
         if self.optimizer is OptimizerName.RPROP and self.weight_decay:

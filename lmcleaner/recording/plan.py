@@ -49,8 +49,10 @@ def plan_line(model: Any, num_rows: int, num_steps: int, estimate: StorageEstima
     """The plan in a line for people."""
     parts = f"steps {estimate.steps / 1e6:,.1f}, checkpoints {estimate.checkpoints / 1e6:,.1f}"
     parts += f", curvature {estimate.curvature / 1e6:,.1f}" if estimate.curvature else ""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    of_all = f" of {model.num_parameters():,}" if trained < model.num_parameters() else ""
     return (
-        f"{model.num_parameters():,} parameters, {counted(num_rows, 'row')}, {counted(num_steps, 'step')}; the log "
+        f"{trained:,}{of_all} parameters, {counted(num_rows, 'row')}, {counted(num_steps, 'step')}; the log "
         f"will take about {estimate.total / 1e6:,.1f} MB ({parts})"
     )
 

@@ -57,6 +57,11 @@ class Processes:
         return self.rank == 0
 
     @property
+    def is_wrapped(self) -> bool:
+        """Whether a `DistributedDataParallel` puts the gradients in their place, even if only one process trains."""
+        return self._wrapper is not None
+
+    @property
     def averages(self) -> bool:
         """Whether the gradients of a forward pass that runs now will be averaged over the processes."""
         return self._wrapper is None or averages(self._wrapper)
@@ -111,7 +116,18 @@ class Processes:
         return tuple(record for ranks in zip(*parts, strict=True) for records in ranks for record in records)
 
     def _has_uneven_inputs(self) -> bool:
-        return self._wrapper is not None and bool(self._wrapper._join_config.enable)
+        """Whether the training is within `join()`, which torch tells nowhere but in a private attribute.
+
+        Raises:
+            UsageError: this version of torch hasn't the attribute, so that nobody knows.
+        """
+        config = getattr(self._wrapper, "_join_config", None)
+        if config is None or not hasattr(config, "enable"):
+            raise UsageError(
+                f"torch {torch.__version__} doesn't tell whether the processes join() with uneven inputs",
+                hint="record several processes with the version of torch that constraints.txt names",
+            )
+        return bool(config.enable)
 
 
 class NoWriter:

@@ -95,22 +95,19 @@ class Recorder:
         described, world_size = describe_run(module, optimizer, description), self._processes.world_size
         self._manifest = replace(described, world_size=world_size)
         self._parameters = list(trainable_parameters(module).values())
-        if resume and world_size > 1:
-            raise UsageError(f"a run of {world_size} processes can't be resumed: record it anew")
-        self._past = RepeatedSteps(open_unfinished(self._store), self._manifest) if resume else None
-        if self._past is None and self._processes.is_first:
+        is_first = self._processes.is_first
+        self._past = RepeatedSteps(open_unfinished(self._store), self._manifest) if resume and is_first else None
+        if is_first and not resume:
             check_place(self._store, overwrite)
-        self.num_steps = 0
+        self.num_steps = self._resumed_step(step) if resume else 0
         self.self_check: SelfCheck | None = None
         self.last_lr: tuple[float, ...] = ()
-        if self._past is not None:
-            self.num_steps = self._past.find(bits_of(self._parameters), optimizer) if step is None else step
         self._idle_cores = _idle_cores(self._parameters[0].device, world_size)
         self._last_checkpoint = self._past.checkpoints[-1] if self._past else 0
         self._gradient: Bits | None = None
         is_clipped = self._manifest.max_grad_norm is not None and self._manifest.gradients != "none"
-        # Of several processes each sees only its own part before DistributedDataParallel averages them.
-        self._unclipped = UnclippedNorm(self._parameters) if is_clipped and world_size == 1 else None
+        # What DistributedDataParallel puts in place no hook sees, and before that each process only its own part.
+        self._unclipped = UnclippedNorm(self._parameters) if is_clipped and not self._processes.is_wrapped else None
         self._handles: list[Any] = []
         self._pending: dict[str, Any] | None = None
         self._rng_before = b""
@@ -186,6 +183,14 @@ class Recorder:
     def count_from(self, moment: float) -> None:
         """Says when the current step began, by `time.perf_counter`."""
         self._last_time = moment
+
+    def _resumed_step(self, step: int | None) -> int:
+        """The step that the run is at, which the first process tells the others."""
+        if step is None and self._past is not None:
+            step = self._past.find(bits_of(self._parameters), self.optimizer)
+        found = self._processes.first_said(step)
+        assert found is not None
+        return found
 
     def _open_log(self, start: Bits) -> LogWriter:
         threads = min(self._idle_cores or torch.get_num_threads(), _MAX_COMPRESSORS)

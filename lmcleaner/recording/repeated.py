@@ -19,6 +19,7 @@ _NUMERICS_HINT = "see torch.set_num_threads, set_flush_denormal and use_determin
 
 # What must be the same of a step, causes before their effects, so that the first difference says most.
 _PARTS: dict[str, Callable[[StepRecord], object]] = {
+    "processes": lambda step: [m.rank for m in step.microbatches],
     "rows": lambda step: [sample.digest.hex()[:12] for sample in step.samples],
     "padding": lambda step: [(m.starts, m.width, m.has_mask) for m in step.microbatches],
     "denominators": lambda step: [m.denominator for m in step.microbatches],
@@ -76,7 +77,7 @@ class RepeatedSteps:
             raise MismatchError(
                 f"the model is at no step of the log: {self._log.location}: expected the parameters of one of the "
                 f"steps 0 to {self.num_steps}, found others",
-                hint="load the log's last checkpoint into the model and the optimizer first",
+                hint="load the log's last checkpoint, or an earlier one of your own, into model and optimizer first",
             )
         return min(found, key=lambda step: (step not in self.checkpoints, step))
 
@@ -108,16 +109,25 @@ class RepeatedSteps:
 
 
 def _check_same_run(then: Json, now: Json) -> None:
+    _compare("processes", then.get("world_size", 1), now.get("world_size", 1))
     for name in _DESCRIPTION:
         if then[name] != now[name]:
             raise UsageError(f"the run is described otherwise: {name}: the log has {then[name]}, found {now[name]}")
-    _compare("model", _without(then["model"], "source", "fingerprint"), _without(now["model"], "source", "fingerprint"))
+    _compare("model", _trained_model(then["model"]), _trained_model(now["model"]))
     _compare("parameters", then["parameters"], now["parameters"])
     _compare("optimizer", _without_rates(then["optimizer"]), _without_rates(now["optimizer"]))
     for name in ("data", "tokenizer"):
         _compare(name, then[name].get("sha256"), now[name].get("sha256"))
     machine = ("device_name",)  # another one may still give the same bits
     _compare("numerics", _without(then["numerics"], *machine), _without(now["numerics"], *machine), _NUMERICS_HINT)
+
+
+def _trained_model(model: Json) -> Json:
+    """Without the place of the base model and the version of PEFT, which an adapter's configuration holds too."""
+    adapter = model.get("adapter")
+    if adapter is not None:
+        adapter = adapter | {"config": _without(adapter["config"], "base_model_name_or_path", "peft_version")}
+    return _without(model, "source", "fingerprint") | {"adapter": adapter}
 
 
 def _without(entry: Json, *names: str) -> Json:

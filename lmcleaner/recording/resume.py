@@ -65,9 +65,15 @@ def restore(log: TrainingLog | Path | str, module: nn.Module, optimizer: torch.o
         NotFoundError: no log lies there.
         InsufficientLogError: the run was killed before its first commit.
         DamagedError: the checkpoint can't be read.
-        UsageError: the model is another.
+        UsageError: the model is another, or several processes trained it, each with random numbers of its own.
     """
     opened = log if isinstance(log, TrainingLog) else _open(log)
+    if opened.manifest.world_size > 1:
+        raise UsageError(
+            f"the log of {opened.manifest.world_size} processes holds the random state of the first one alone: "
+            f"{opened.location}",
+            hint="go on from a checkpoint of your own, which holds each process's, with Recorder(..., resume=True)",
+        )
     entries = opened.manifest.parameters
     named = trainable_parameters(module)
     shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}
@@ -116,7 +122,7 @@ def resumed_options(location: Path | str, output: Path, **changes: Any) -> Recor
     except (KeyError, TypeError, UsageError) as error:
         raise InsufficientLogError(
             f"the log doesn't hold the options of its run: {location}: {error}",
-            hint="resume a loop of your own with Recorder(..., resume=True)",
+            hint="`record LOG --resume -- train.py` resumes a script of your own, Recorder(..., resume=True) a loop",
         ) from error
     return replace(logged, **{"resume": True} | changes)
 

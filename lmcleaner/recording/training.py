@@ -26,6 +26,7 @@ from lmcleaner.recording.recorder import Recorder
 from lmcleaner.recording.resume import open_to_resume, restore
 from lmcleaner.recording.storage import StorageEstimate, check_room
 from lmcleaner.recording.trainer_checkpoint import write_trainer_checkpoint
+from lmcleaner.training.adapters import new_lora
 from lmcleaner.training.models import load_base_model, load_model, load_tokenizer, padding_token
 from lmcleaner.training.numerics import computing_with, default_threads, restored_numerics
 from lmcleaner.training.vectors import torch_dtype
@@ -126,7 +127,11 @@ def _train(log: Path | str, options: RecordOptions, progress: Progress) -> Stora
 
 
 def _load_model(options: RecordOptions) -> Any:
-    return load_model(options.model, torch_dtype(options.dtype))
+    model = load_model(options.model, torch_dtype(options.dtype))
+    if options.lora_rank is None:
+        return model
+    torch.manual_seed(options.seed)  # draws the adapter
+    return new_lora(model, options.lora_rank, options.lora_alpha or options.lora_rank, options.lora_targets)
 
 
 def _numerics(past: TrainingLog | None, options: RecordOptions, model: Any) -> AbstractContextManager[None]:

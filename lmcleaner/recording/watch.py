@@ -9,7 +9,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ from lmcleaner.recording.describe import RunDescription
 from lmcleaner.recording.microbatches import HARMLESS, RECORDED, arguments_of, loss_of
 from lmcleaner.recording.processes import Processes, averages, check_whole, wrapper_of
 from lmcleaner.recording.recorder import Recorder
+from lmcleaner.recording.resume import open_unfinished
 from lmcleaner.training.adapters import is_adapted, without_adapter
 from lmcleaner.training.numerics import autocast_dtype, rng_state
 
@@ -42,22 +43,45 @@ class WatchOptions:
     Attributes:
         model_source: directory or name of the base model; None is where transformers loaded it from.
         padding_token: token id in the padding; None is what the first step is padded with, or the model's own.
-        checkpoint_every: steps between checkpoints.
-        updates: codec of the updates.
-        gradients: codec of the gradients that the optimizer is given.
+        checkpoint_every: steps between checkpoints; None is 100.
+        updates: codec of the updates; None is "lossless".
+        gradients: codec of the gradients that the optimizer is given; None is "none".
         planned_steps: steps that the run means to take, if known.
         training: the run's own options, for people.
         overwrite: removes a log that lies there.
+        resume: goes on with the interrupted log that lies there, whatever checkpoint of its own the training goes on
+            from, as long as the log holds the step. All of the above that is None is then as the log has it.
     """
 
     model_source: str | None = None
     padding_token: int | None = None
-    checkpoint_every: int = 100
-    updates: CodecName = "lossless"
-    gradients: CodecName = "none"
+    checkpoint_every: int | None = None
+    updates: CodecName | None = None
+    gradients: CodecName | None = None
     planned_steps: int | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     overwrite: bool = False
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks what one says of another.
+
+        Raises:
+            UsageError: a log can't be removed and gone on with.
+        """
+        if self.overwrite and self.resume:
+            raise UsageError("overwrite and resume contradict each other: found both")
+
+    def or_else(self, known: Mapping[str, Any]) -> Self:
+        """With what is known elsewhere for what is None here.
+
+        Args:
+            known: by the name of the option.
+
+        Returns:
+            The options.
+        """
+        return replace(self, **{name: value for name, value in known.items() if getattr(self, name) is None})
 
 
 @dataclass(slots=True)
@@ -94,7 +118,7 @@ class Watch:
         """Sees nothing yet.
 
         Args:
-            log: folder or URL of the new log.
+            log: folder or URL of the log.
             options: what the training can't be asked for.
         """
         self._log, self._options = log, options or WatchOptions()
@@ -215,12 +239,15 @@ class Watch:
     def _start_recorder(self, optimizer: torch.optim.Optimizer) -> None:
         module = self._find_module(optimizer)
         passes = [seen for seen in self._passes if seen.module is module]
-        processes = Processes(module, self._wrappers)
+        processes, options = Processes(module, self._wrappers), self._options
+        logged = _logged(self._log) if options.resume and processes.is_first else None
+        self._options = options.or_else(processes.first_said(logged) or {})
         description = self._describe(module, passes, processes)
         self._stop_finding()
         recorder = Recorder(
-            self._log, module, optimizer, description, overwrite=self._options.overwrite, processes=processes
-        )
+            self._log, module, optimizer, description,
+            overwrite=options.overwrite, resume=options.resume, processes=processes,
+        )  # fmt: skip
         recorder.__enter__()
         self.recorder = recorder
         for seen in passes:
@@ -261,19 +288,25 @@ class Watch:
         padding = options.padding_token if options.padding_token is not None else seen_padding
         if padding is None:
             padding = getattr(config, "pad_token_id", None)
+        named = {name: getattr(options, name) for name in ("checkpoint_every", "updates", "gradients")}
         return RunDescription(
             model_source=source,
             max_grad_norm=self._clip,
             loss_divisor=_divisor(passes),
             padding_token=padding if padding is not None else 0,
-            checkpoint_every=options.checkpoint_every,
-            updates=options.updates,
-            gradients=options.gradients,
             planned_steps=options.planned_steps,
             training=options.training,
             forward_arguments=_constants(passes[0].arguments),
             autocast=self._autocast[0] if self._autocast else None,
+            **{name: value for name, value in named.items() if value is not None},
         )
+
+
+def _logged(location: Path | str) -> dict[str, Any]:
+    """What an interrupted log says of its run."""
+    manifest = open_unfinished(location).manifest
+    names = ("padding_token", "checkpoint_every", "updates", "gradients", "planned_steps")
+    return {"model_source": manifest.model.source} | {name: getattr(manifest, name) for name in names}
 
 
 def _takes_labels(module: nn.Module) -> bool:

@@ -61,6 +61,38 @@ def describe_adapter(module: nn.Module) -> AdapterEntry | None:
     return AdapterEntry(config=_plain(wrapped.peft_config[_NAME].to_dict()), base_dtype=dtype_name(frozen.pop()))
 
 
+def new_lora(base: nn.Module, rank: int, alpha: int, targets: str | None) -> nn.Module:
+    """Puts a LoRA adapter into a model (Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2022).
+
+    Args:
+        base: the base model; is changed. An adapter of one in bfloat16 is in float32.
+        rank: of the adapter's matrices; the first of each pair is drawn from torch's generator, the second is zero.
+        alpha: their product is scaled by alpha / rank.
+        targets: names of the modules that get an adapter, or their last parts, separated by commas; None is all linear
+            layers but the last one.
+
+    Returns:
+        The wrapped model, of which only the adapter is trained.
+
+    Raises:
+        UsageError: PEFT isn't installed, or a target isn't there or can't have an adapter.
+    """
+    peft = _peft()
+    names = [name.strip() for name in targets.split(",")] if targets is not None else []
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=names or "all-linear", task_type=peft.TaskType.CAUSAL_LM
+    )
+    modules = [name for name, _ in base.named_modules()]
+    missing = [name for name in names if not name or not any(f".{m}".endswith(f".{name}") for m in modules)]
+    if missing:
+        raise UsageError(f"--lora-targets: no such module in the {type(base).__name__}: {missing[0]!r}")
+    try:
+        wrapped: nn.Module = peft.get_peft_model(base, config)
+    except ValueError as error:
+        raise UsageError(f"--lora-targets: {error}") from error
+    return wrapped
+
+
 def add_adapter(base: nn.Module, entry: AdapterEntry, dtype: str) -> nn.Module:
     """Wraps a base model as the run did; the adapter's values are those that PEFT begins with.
 
@@ -76,7 +108,8 @@ def add_adapter(base: nn.Module, entry: AdapterEntry, dtype: str) -> nn.Module:
         UsageError: PEFT isn't installed.
     """
     peft = _peft()
-    config = peft.PeftConfig.from_peft_type(**entry.config)
+    # PEFT enters where the base model lies now, and warns where it once lay elsewhere.
+    config = peft.PeftConfig.from_peft_type(**entry.config | {"base_model_name_or_path": None})
     wrapped: nn.Module = peft.get_peft_model(base, config, autocast_adapter_dtype=dtype == "float32")
     return wrapped
 
@@ -116,5 +149,5 @@ def _peft() -> Any:
         return import_module("peft")
     except ImportError as error:
         raise UsageError(
-            "the model has an adapter, but PEFT is not installed", hint="`pip install 'lmcleaner[peft]'`"
+            "adapters need PEFT, which is not installed", hint="`pip install 'lmcleaner[peft]'`"
         ) from error

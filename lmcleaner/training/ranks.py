@@ -7,10 +7,26 @@ gradient up in an order of its own, here it is by rank: the two sums differ by (
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor
 
+from lmcleaner.formats.steps import StepRecord
+
 Gradients = list[Tensor | None]
+
+
+def vectors_held(step: StepRecord) -> int:
+    """How many vectors of the parameters' size stand beside a step's gradient while its processes are added up.
+
+    Args:
+        step: the logged step.
+
+    Returns:
+        0 of one process; else the sum, and what all have accumulated onto where they average more than once.
+    """
+    ranks = [microbatch.rank for microbatch in step.microbatches]
+    return int(len({*ranks}) > 1) + any(later < earlier for earlier, later in pairwise(ranks))
 
 
 class RankSums:

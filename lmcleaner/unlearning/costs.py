@@ -17,6 +17,7 @@ from lmcleaner.curvature.segments import ESTIMATED
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.steps import StepRecord
 from lmcleaner.training.memory import peak_of
+from lmcleaner.training.ranks import vectors_held
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.state import TrainingState
 from lmcleaner.training.vectors import global_norm
@@ -48,8 +49,8 @@ class Costs:
         read_seconds: the run's next θ, and δ with its norm.
         written_seconds: a written mode's own part of a step, its curvature and its gradient from the log.
         open_seconds: opening a window at its checkpoint.
-        activation_bytes: peak of the tensors that come and go, but for one vector of the parameters' size; None where
-            nothing was measured.
+        activation_bytes: peak of the tensors that come and go, but for the gradient and what `vectors_held` tells; None
+            where nothing was measured.
     """
 
     gradient_seconds: float
@@ -145,7 +146,7 @@ def _parts_cost(
     largest = max(steps, key=_largest_microbatch)
     vector = sum(parameter.numel() * parameter.element_size() for parameter in replay.parameters)
     peaks = [peak_of(partial(compute, largest), replay.device) for compute in parts.values()]
-    return seconds, max(0, *(peak - vector for peak in peaks))
+    return seconds, max(0, max(peaks) - (1 + vectors_held(largest)) * vector)
 
 
 def padded_tokens(log: TrainingLog) -> NDArray[np.int64]:

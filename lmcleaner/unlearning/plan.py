@@ -13,6 +13,7 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.wording import counted
 from lmcleaner.training.numerics import restored_numerics
 from lmcleaner.training.optimizers import state_vectors
+from lmcleaner.training.ranks import vectors_held
 from lmcleaner.training.recorded import exact_steps
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.unlearning.costs import Costs, logged_costs, measure_costs
@@ -34,6 +35,7 @@ class Plan:
         products: curvature products.
         replayed: steps that find θ again where the log no longer has it; a gradient each, unless the log holds them.
         data_free: whether no row will be read; no gradient can be measured then.
+        without_autocast: whether curvature is computed without the autocast that the run trained under.
         updates: codec of the updates that θ is read from.
         bytes_to_read: bytes on disk of checkpoints, updates, and recorded gradients and curvature.
         seconds: expected, from costs measured on this machine, or from the logged step times.
@@ -48,6 +50,7 @@ class Plan:
     products: int
     replayed: int
     data_free: bool
+    without_autocast: bool
     updates: str
     bytes_to_read: int
     seconds: float
@@ -105,9 +108,10 @@ def make_plan(
     gradients = len(carried - found.gradients)
     estimates = sum(_estimate_products(log, window, mode, rank) for window in windows) if not found.curvature else 0
     gradients_read = (found.given & {*lead_in}) | (found.gradients & carried)
-    costs = _costs(log, replay, windows, mode, reads_rows=plain + gradients > 0)
+    reads_rows = plain + gradients > 0
+    costs = _costs(log, replay, windows, mode, reads_rows=reads_rows)
     kept = _kept_bytes(log, propagation, is_replayed=replayed > 0, is_sampled=is_linearized and bool(sampled))
-    passing = _passing_bytes(log, mode, rank, found)
+    passing = _passing_bytes(log, mode, rank, found) + _summed_bytes(log, windows[0], reads_rows=reads_rows)
     is_offloaded = replay is not None and replay.offload
     reads = [
         read_steps(w, log.checkpoint_steps, looks(w, log.checkpoint_steps, mode, is_end_fixed=is_end_fixed))
@@ -120,6 +124,7 @@ def make_plan(
         products=len(carried - undeviated) if mode in OPERATORS else estimates,
         replayed=replayed,
         data_free=all(free),
+        without_autocast=log.manifest.numerics.autocast is not None and mode in {*OPERATORS, *ESTIMATED},
         updates=log.manifest.updates,
         bytes_to_read=_bytes_to_read(log, windows, reads, found, gradients_read),
         seconds=_seconds(
@@ -203,6 +208,11 @@ def plan_lines(
     )
     if plan.data_free:
         yield "no row is read: gradients and curvature come from the log, and no gradient is measured"
+    if plan.without_autocast:
+        yield (
+            f"the run trained under {log.manifest.numerics.autocast} autocast; curvature is computed without it, and "
+            "its error is measured against gradients with it"
+        )
     if redact:
         yield (
             f"the log is rewritten with {counted(log.num_steps, 'more gradient')} and room for a second log meanwhile; "
@@ -273,6 +283,11 @@ def _passing_bytes(log: TrainingLog, mode: HessianMode, rank: int, found: Record
         estimate = 1 + (pairs + rank if found.curvature else 3 * rank + 1)
     vectors = 3 + int(mode is not HessianMode.SECANT) + estimate + int(mode in WRITTEN) + int(bool(found.gradients))
     return vectors * _vector_bytes(log)
+
+
+def _summed_bytes(log: TrainingLog, window: Window, *, reads_rows: bool) -> int:
+    """What stands beside the gradient while those of several processes are added up; see `vectors_held`."""
+    return vectors_held(log.step(window.first)) * _vector_bytes(log) if reads_rows else 0
 
 
 def _kept_bytes(log: TrainingLog, propagation: Propagation, *, is_replayed: bool, is_sampled: bool) -> int:

@@ -47,7 +47,7 @@ def open_to_redact(location: Store | Path | str, options: UnlearnOptions, progre
         UsageError: the place can't be written, or the log was redacted with another denominator.
         ExistsError: somebody writes the log.
         InsufficientLogError: the run was interrupted.
-        MismatchError: this machine can't replay the run bit for bit.
+        MismatchError: this machine, or any, can't replay the run bit for bit.
     """
     log = TrainingLog(open_store(location, writable=True))
     _check_redactable(log, options)
@@ -73,6 +73,12 @@ def _check_redactable(log: TrainingLog, options: UnlearnOptions) -> None:
             f"the log can't be redacted here, since a replay may differ in the last bits: {log.location}: "
             f"{'; '.join(differences)}",
             hint="redact it on the kind of machine and with the libraries that the run had",
+        )
+    found = log.commit.self_check
+    if found is not None and found.state == "close":
+        raise MismatchError(
+            f"the log can't be redacted, since replays of this run come close only: {log.location}: {found.why}",
+            hint="unlearn without --redact; the log's ledger lets later requests know of this one",
         )
     denominator = options.denominator.value
     for change in redactions(log.commit.history):

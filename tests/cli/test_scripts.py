@@ -86,7 +86,7 @@ def test_a_script_prints_and_trains_what_it_does_by_itself(
     assert found.replay.num_exact == 5
 
 
-def test_a_script_that_fails_fails_as_it_would_and_keeps_its_steps(base_model: Path, folder: Path) -> None:
+def test_a_script_that_fails_fails_as_it_would_and_can_be_resumed(base_model: Path, folder: Path) -> None:
     for how, code, said in (("--fail", 1, "ValueError: as it would by itself"), ("--exit", 1, "enough")):
         log = folder / how.strip("-")
         done = run(folder, *MAIN, "record", log, "--", "code/train.py", base_model, folder / "out", how, 2)
@@ -94,6 +94,12 @@ def test_a_script_that_fails_fails_as_it_would_and_keeps_its_steps(base_model: P
         assert said in done.stderr
         assert "a bug in lmcleaner" not in done.stderr
         assert (TrainingLog(log).num_steps, TrainingLog(log).commit.finished) == (3, False)
+    done = run(folder, *MAIN, "record", "fail", "--resume", "--", "code/train.py", base_model, folder / "out")
+    assert done.returncode == 0, done.stderr
+    resumed = TrainingLog(folder / "fail")
+    assert (resumed.num_steps, resumed.commit.finished) == (5, True)
+    assert resumed.commit.self_check is not None
+    assert resumed.commit.self_check.state == "exact"
 
 
 def test_a_script_that_exits_well_has_ended_by_itself(base_model: Path, folder: Path) -> None:
@@ -119,6 +125,7 @@ def test_with_json_stdout_is_one_document(base_model: Path, folder: Path) -> Non
         (("record", "log", "--", "nowhere.py"), 10, "no such script: nowhere.py"),
         (("record", "log", "--lr", 1, "--", "code/train.py"), 2, "--lr is for lmcleaner's own training"),
         (("record", "log", "--output", "out", "--", "code/train.py"), 2, "--output is for lmcleaner's own training"),
+        (("record", "log", "--resume", "--", "code/train.py"), 10, "no training log"),
         (("record", "log", "--model", "m", "--data", "d"), 2, "missing: --output"),
         (("record", "log", "--", "code/own_module.py"), 2, "nothing was recorded"),
         (("record", "log", "--", "code/broken.py"), 1, "ValueError: at once\n"),

@@ -12,11 +12,14 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from lmcleaner.cli.main import app
+from lmcleaner.experiments import running
 from lmcleaner.experiments.description import read_experiments
-from lmcleaner.formats.errors import MismatchError, NotFoundError, UsageError
+from lmcleaner.formats.errors import LmcleanerError, MismatchError, NotFoundError, UsageError
 from lmcleaner.formats.reader import TrainingLog
-from lmcleaner.progress import Silent
+from lmcleaner.progress import Progress, Silent
 from lmcleaner.recording.training import record
+from lmcleaner.unlearning.options import UnlearnOptions
+from lmcleaner.unlearning.run import UnlearnResult, unlearn
 from tiny_runs import TinyRun, parameters_in, rows, same_bits, unlearn_tiny, write_rows
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -109,6 +112,33 @@ def test_a_failed_cell_is_reported_and_the_others_go_on(adamw_run: TinyRun, tmp_
     assert same_bits(parameters_in(tmp_path / "saves/unlearn/some_two"), parameters_in(tmp_path / "expected"))
 
 
+def test_an_unexpected_error_of_a_cell_is_told_with_its_traceback_and_the_others_go_on(
+    adamw_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "some.yaml"
+    file.write_text(
+        f"saves: {tmp_path}/saves\nunlearn: {{training_log_dir: {adamw_run.log}, hessian_mode: secant, K: all}}\n"
+        "requests:\n- {name: broken, forget: forget}\n- {name: two, forget: forget}\n"
+    )
+
+    def broken(log: str, options: UnlearnOptions, progress: Progress) -> UnlearnResult:
+        if "some_broken" in str(options.output):
+            raise ZeroDivisionError("as a bug would")
+        return unlearn(log, options, progress)
+
+    monkeypatch.setattr(running, "unlearn", broken)
+    done = run(file)
+    assert done.exit_code == LmcleanerError.exit_code == 70
+    assert "failed   some_broken: unexpected: ZeroDivisionError: as a bug would" in done.stdout
+    assert "Traceback (most recent call last)" in done.stderr
+    cells = json.loads((tmp_path / "saves/experiments/some/summary.json").read_text())["cells"]
+    assert [cell["state"] for cell in cells] == ["failed", "finished"]
+    assert "in broken\n" in cells[0]["traceback"]
+    assert run(file, "--quiet").exit_code == 70  # the finished one isn't repeated
+    monkeypatch.undo()
+    assert run(file, "--quiet").exit_code == 0
+
+
 REFUSED: dict[str, tuple[str, str, str]] = {
     "an unknown key": ("unlearn:\n  hesian_mode: GGN", "line 2: unlearn.hesian_mode: no such key", "hessian_mode?"),
     "another case": ("unlearn: {k: 3}", "line 1: unlearn.k: no such key", "did you mean K?"),
@@ -124,6 +154,14 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "no model": ("record:\n  data: b\nunlearn: {forget: a}", "line 1: record: model is missing", ""),
     "no list": ("grid:\n  unlearn:\n    K: 3", "line 3: grid.unlearn.K: expected a list, found 3", ""),
     "no YAML": ("record: [", "not YAML: some.yaml: line", ""),
+    "one audit_dir for two requests": (
+        "unlearn: {training_log_dir: a,\n  audit_dir: b}\nrequests:\n- {name: c, forget: c}\n- {name: d, forget: d}",
+        "line 2: unlearn.audit_dir: several cells would write b/audit_records.json", "leave audit_dir out",
+    ),
+    "one audit_dir for a grid": (
+        "requests:\n- {name: c, forget: c, training_log_dir: a,\n   audit_dir: b}\ngrid: {unlearn: {K: [1, 2]}}",
+        r"line 3: requests\[0\].audit_dir: several cells would write b/audit_records.json", "another one",
+    ),
     "a threshold": ("unlearn:\n  thresholds:\n    setled: 1", "line 3: unlearn.thresholds.setled", "settled?"),
 }  # fmt: skip
 

@@ -1,7 +1,10 @@
 """Two processes that train together make one log, and one process replays it and unlearns by it."""
 
+import shutil
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 from two_processes import bytes_of, in_processes
 
+from lmcleaner.audit.history import tombstones
 from lmcleaner.choices import HessianMode
 from lmcleaner.curvature.linearized import curvature_product, predicted_gradient
 from lmcleaner.formats.errors import UsageError
@@ -24,9 +30,11 @@ from lmcleaner.inspection.verify import verify
 from lmcleaner.recording.describe import RunDescription
 from lmcleaner.recording.recorder import Recorder
 from lmcleaner.recording.watch import Watch, WatchOptions
+from lmcleaner.training.memory import peak_of
 from lmcleaner.training.replay import open_replay
 from lmcleaner.training.vectors import distance, global_norm
 from lmcleaner.unlearning.options import UnlearnOptions
+from lmcleaner.unlearning.planning import plan_request
 from lmcleaner.unlearning.run import unlearn
 from tiny_runs import parameters_in, write_base_model
 
@@ -181,6 +189,31 @@ def test_unlearning_in_one_process_gives_the_bits_of_a_retrain_in_two(
     )
     assert all(torch.equal(gold[name], found[name]) for name in gold)
     assert not all(torch.equal(trained[name], found[name]) for name in gold)
+    log = Path(shutil.copytree(folder / "log", tmp_path / "log"))
+    unlearn(log, replace(request, output=tmp_path / "redacted", ledger=True, redact=True))
+    assert bytes_of(tmp_path / "redacted") == bytes_of(tmp_path / "unlearned")
+    replayed = verify(TrainingLog(log), replay_steps=STEPS)
+    assert (replayed.problems, replayed.replay is not None and replayed.replay.is_exact) == ([], True)
+    assert tombstones(TrainingLog(log)) == {bytes.fromhex(digest) for digest in digests().split(",")}
+
+
+def test_the_plan_counts_the_vectors_that_the_sums_over_processes_take(run: tuple[Path, str]) -> None:
+    folder, loop = run
+    log, expected = TrainingLog(folder / "log"), {"plain": 1, "no_sync": 1, "averaged each time": 2}[loop]
+    vector = 4 * log.manifest.num_elements
+    step = log.step(0)
+    alone = replace(step, microbatches=tuple(m for m in step.microbatches if m.rank == 0))
+    peaks = []
+    for manifest, taken in ((log.manifest, step), (replace(log.manifest, world_size=1), alone)):
+        replay = open_replay(manifest)
+        compute = partial(replay.gradient, taken, replay.load(log.parameters(0)))
+        peaks.append(peak_of(compute, replay.device))
+    assert peaks[0] - peaks[1] == pytest.approx(expected * vector, rel=0.25)
+    request = UnlearnOptions(forget=digests(), output=None, dry_run=True, K=None, ledger=False)
+    for quick in (True, False):
+        secant = plan_request(log, request, quick=quick).plans[0]
+        assert secant.parameter_memory_bytes == (3 + expected + 2) * vector  # AdamW
+    assert secant.activation_bytes == pytest.approx(peaks[0] - (1 + expected) * vector, rel=0.1)
 
 
 def test_a_recorder_around_the_loop_makes_the_same_log(run: tuple[Path, str], base: Path) -> None:
@@ -213,6 +246,15 @@ def test_curvature_weighs_each_process_as_its_gradient_does(mode: HessianMode, s
         assert distance(difference, product) < 0.05 * global_norm(product)
 
 
+def test_one_process_in_its_wrapper_is_recorded_with_clipped_gradients(base: Path, tmp_path: Path) -> None:
+    in_processes(watched, base, tmp_path, "no_sync", count=1)
+    log = TrainingLog(tmp_path / "log")
+    assert (log.manifest.world_size, log.manifest.gradients) == (1, "lossless")
+    assert log.table("steps/gradient_norm").tolist() == pytest.approx([MAX_NORM] * STEPS, rel=1e-4)
+    assert log.commit.self_check is not None
+    assert log.commit.self_check.state == "exact"
+
+
 def test_of_three_processes_a_replay_is_off_by_roundings_only(base: Path, tmp_path: Path) -> None:
     in_processes(watched, base, tmp_path, "no_sync", count=3)
     checked = TrainingLog(tmp_path / "log").commit.self_check
@@ -230,14 +272,37 @@ def take_a_step(base: Path, log: Path, how: str) -> None:
             wrapped, optimizer = start(base)
             with wrapped.no_sync():
                 wrapped(input_ids=tokens, labels=tokens).loss.backward()
+        elif how == "a torch that hides join":
+            wrapped, optimizer = start(base)
+            wrapped(input_ids=tokens, labels=tokens).loss.backward()
+            del wrapped._join_config
         else:
             dist.init_process_group("gloo")
             module = AutoModelForCausalLM.from_pretrained(base).train()
-            if how == "FSDP":
+            if how == "fully_shard":
                 fully_shard(module)
+            if how == "FSDP":
+                module = FullyShardedDataParallel(module, device_id=torch.device("cpu"))
+            if how == "tensor parallel":
+                mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+                parallelize_module(module.model.layers[0].mlp.down_proj, mesh, RowwiseParallel())
             optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
             module(input_ids=tokens, labels=tokens).loss.backward()
         optimizer.step()
+
+
+def of_one_process(base: Path, log: Path) -> None:
+    dist.init_process_group("gloo")
+    module = fully_shard(AutoModelForCausalLM.from_pretrained(base).train())
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
+    with pytest.raises(UsageError, match="are shared out over processes") as error:
+        Recorder(log, module, optimizer, RunDescription(model_source=str(base)))
+    assert (error.value.exit_code, error.value.hint) == (2, "DistributedDataParallel is")
+    assert not log.exists()
+
+
+def test_one_process_alone_may_not_shard_either(base: Path, tmp_path: Path) -> None:
+    in_processes(of_one_process, base, tmp_path / "log", count=1)
 
 
 def is_refused(base: Path, log: Path, how: str, message: str) -> None:
@@ -248,10 +313,19 @@ def is_refused(base: Path, log: Path, how: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("FSDP", "are shared out over processes: FSDP and tensor parallel aren't recorded"),
+        (
+            "fully_shard",
+            "parameters of the FSDPLlamaForCausalLM are shared out over processes: FSDP and tensor parallel",
+        ),
+        ("FSDP", "parameters of the FullyShardedDataParallel are shared out over processes"),
+        (
+            "tensor parallel",
+            "parameters of the Linear are shared out over processes: FSDP and tensor parallel aren't recorded",
+        ),
         ("nothing around the model", "2 processes, but no DistributedDataParallel of all of them"),
+        ("a torch that hides join", "doesn't tell whether the processes join"),
         ("no_sync at the end", "step 0: expected averaged gradients, found a last microbatch within no_sync"),
     ],
 )
-def test_what_is_not_data_parallel_is_refused(how: str, message: str, base: Path, tmp_path: Path) -> None:
+def test_what_is_not_plain_data_parallel_is_refused(how: str, message: str, base: Path, tmp_path: Path) -> None:
     in_processes(is_refused, base, tmp_path / "log", how, message)

@@ -2,194 +2,45 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from peft import LoraConfig
 
 from lmcleaner.audit.check import audit_model
+from lmcleaner.audit.history import tombstones
 from lmcleaner.audit.options import AuditOptions
 from lmcleaner.choices import HessianMode
+from lmcleaner.curvature.linearized import predicted_gradient
 from lmcleaner.formats.errors import MismatchError, UsageError
 from lmcleaner.formats.reader import TrainingLog
-from lmcleaner.formats.samples import IGNORED_LABEL, Sample
+from lmcleaner.inspection.verify import verify
 from lmcleaner.recording.callback import LMCleanerCallback
 from lmcleaner.recording.describe import RunDescription
 from lmcleaner.recording.recorder import Recorder
-from lmcleaner.recording.watch import Watch, WatchOptions
+from lmcleaner.training.replay import open_replay
+from lmcleaner.training.vectors import distance, global_norm
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.run import unlearn
+from real_runs import (
+    FORGOTTEN,
+    PADDING,
+    RATE,
+    SETTINGS,
+    STEPS,
+    Setting,
+    batches,
+    bits,
+    by_loop,
+    by_trainer,
+    digests,
+    load,
+    record,
+    reloaded,
+    with_lora,
+)
 from tiny_runs import same_bits, write_base_model
-
-STEPS, ROWS, LENGTH, PADDING, RATE = 5, 4, 8, 2, 1e-2
-FORGOTTEN = ((0, 1), (2, 0), (2, 3), (3, 2))  # batch and row
-EVERY_TWO = WatchOptions(checkpoint_every=2)
-Forgotten = Iterable[tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How a run differs from a plain one in float32."""
-
-    load: Callable[[Path], Any]
-    left: bool = False
-    autocast: bool = False
-    trainer: dict[str, Any] | None = None
-
-
-def load(base: Path, **options: Any) -> Any:
-    return AutoModelForCausalLM.from_pretrained(base, **options).train()
-
-
-def half_precision(base: Path) -> Any:
-    return load(base, dtype=torch.bfloat16)
-
-
-def checkpointed(base: Path) -> Any:
-    model = load(base)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model
-
-
-def partly_frozen(base: Path) -> Any:
-    model = load(base)
-    model.model.layers[0].requires_grad_(requires_grad=False)
-    return model
-
-
-def with_lora(base: Path, *, base_dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    torch.manual_seed(1)
-    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **options)
-    return get_peft_model(load(base, dtype=base_dtype), config).train()
-
-
-def lora_over_bfloat16(base: Path) -> Any:
-    return with_lora(base, base_dtype=torch.bfloat16, lora_dropout=0.1)
-
-
-def lora_and_a_head(base: Path) -> Any:
-    return with_lora(base, modules_to_save=["norm"])
-
-
-SETTINGS: dict[str, Setting] = {
-    "left padding": Setting(load, left=True),
-    "frozen layer": Setting(partly_frozen),
-    "bfloat16": Setting(half_precision),
-    "autocast": Setting(load, autocast=True),
-    "gradient checkpointing": Setting(checkpointed),
-    "LoRA": Setting(with_lora),
-    "LoRA and a whole module": Setting(lora_and_a_head),
-    "LoRA with dropout over bfloat16": Setting(lora_over_bfloat16),
-    "LoRA, autocast": Setting(with_lora, autocast=True),
-    "Trainer": Setting(load, trainer={"eval_strategy": "steps", "eval_steps": 2, "dataloader_num_workers": 1}),
-    "Trainer, autocast": Setting(load, trainer={"bf16": True}),
-    "Trainer, gradient checkpointing": Setting(load, trainer={"gradient_checkpointing": True}),
-    "Trainer, LoRA": Setting(with_lora, trainer={}),
-    "Trainer, LoRA, autocast, gradient checkpointing": Setting(
-        with_lora, trainer={"bf16": True, "gradient_checkpointing": True}
-    ),
-}
-
-
-def batches(setting: Setting, forgotten: Forgotten = ()) -> list[dict[str, Tensor]]:
-    found = []
-    for number in range(STEPS):
-        generator = torch.Generator().manual_seed(number)
-        tokens = torch.randint(3, 20, (ROWS, LENGTH), generator=generator)
-        lengths = torch.randint(4, LENGTH + 1, (ROWS, 1), generator=generator)
-        places = torch.arange(LENGTH)
-        mask = (places >= LENGTH - lengths if setting.left else places < lengths).long()
-        labels = tokens.masked_fill(mask == 0, IGNORED_LABEL)
-        for row in (row for at, row in forgotten if at == number):
-            labels[row] = IGNORED_LABEL
-        tokens = tokens.masked_fill(mask == 0, PADDING)
-        found.append({"input_ids": tokens, "attention_mask": mask, "labels": labels})
-    return found
-
-
-def digests(setting: Setting) -> str:
-    whole, found = batches(setting), []
-    for at, row in FORGOTTEN:
-        kept = whole[at]["attention_mask"][row].bool()
-        tokens, labels = (whole[at][name][row][kept].int().numpy() for name in ("input_ids", "labels"))
-        found.append(Sample(tokens, labels).digest.hex())
-    return ",".join(found)
-
-
-def by_loop(setting: Setting, base: Path, forgotten: Forgotten = ()) -> Any:
-    model = setting.load(base)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE)
-    torch.manual_seed(2)
-    for batch, whole in zip(batches(setting, forgotten), batches(setting), strict=True):
-        with torch.autocast("cpu", torch.bfloat16) if setting.autocast else nullcontext():
-            loss = model(**batch, num_items_in_batch=whole["attention_mask"][:, 1:].sum()).loss
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-        optimizer.step()
-        optimizer.zero_grad()
-        with torch.no_grad():
-            model(**whole)  # a look between two steps, which is no step
-    return model
-
-
-class CountingTrainer(Trainer):
-    """Divides by all rows, those without labels too."""
-
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Tensor]], Any]:
-        found, _ = super().get_batch_samples(*args, **kwargs)
-        return found, sum(batch["attention_mask"][:, 1:].sum() for batch in found)
-
-
-def trainer_of(setting: Setting, base: Path, scratch: Path, forgotten: Forgotten = (), **options: Any) -> Trainer:
-    def rows(forgotten: Forgotten) -> list[dict[str, Tensor]]:
-        whole = batches(setting, forgotten)
-        return [{name: value[row] for name, value in batch.items()} for batch in whole for row in range(ROWS)]
-
-    arguments = TrainingArguments(
-        output_dir=str(scratch), num_train_epochs=1, per_device_train_batch_size=ROWS, learning_rate=RATE,
-        max_grad_norm=0.5, use_cpu=True, report_to=[], disable_tqdm=True, save_strategy="no", logging_strategy="no",
-        dataloader_pin_memory=False, **(setting.trainer or {}),
-    )  # fmt: skip
-    return CountingTrainer(
-        model=setting.load(base), args=arguments, train_dataset=rows(forgotten), eval_dataset=rows(())[:4], **options
-    )
-
-
-def by_trainer(setting: Setting, base: Path, scratch: Path, forgotten: Forgotten = (), **options: Any) -> Any:
-    trainer = trainer_of(setting, base, scratch, forgotten, **options)
-    trainer.train()
-    assert trainer.model is not None
-    return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-
-
-def bits(model: Any) -> dict[str, Tensor]:
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-
-def reloaded(trained: Any, base: Path, output: Path) -> Any:
-    """As anybody would load what was written."""
-    dtype = next(p.dtype for p in trained.parameters() if not p.requires_grad or not isinstance(trained, PeftModel))
-    if not isinstance(trained, PeftModel):
-        return load(output, dtype=dtype)
-    assert {"adapter_model.safetensors", "adapter_config.json"} <= {file.name for file in output.iterdir()}
-    return PeftModel.from_pretrained(load(base, dtype=dtype), str(output))
-
-
-def record(setting: Setting, base: Path, folder: Path) -> Path:
-    log = folder / "log"
-    if setting.trainer is not None:
-        by_trainer(setting, base, folder, callbacks=[LMCleanerCallback(log, EVERY_TWO)])
-    else:
-        with Watch(str(log), EVERY_TWO):
-            by_loop(setting, base)
-    return log
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
@@ -207,6 +58,22 @@ def test_a_real_run_is_recorded_and_forgets_as_a_retraining_does(
         retrained = by_loop(setting, base_model, FORGOTTEN)
     assert same_bits(bits(reloaded(retrained, base_model, output)), bits(retrained))
     assert audit_model(output, log, AuditOptions(oracle=True)).passed
+
+
+@pytest.mark.parametrize("name", ["autocast", "LoRA with dropout over bfloat16", "LoRA, autocast"])
+def test_its_log_can_be_redacted(name: str, base_model: Path, tmp_path: Path) -> None:
+    setting = SETTINGS[name]
+    log, forget = record(setting, base_model, tmp_path), digests(setting)
+    request = UnlearnOptions(
+        forget=forget, output=tmp_path / "out", K=None, hessian_mode=HessianMode.SECANT, redact=True
+    )
+    unlearn(log, request)
+    retrained = by_loop(setting, base_model, FORGOTTEN)
+    assert same_bits(bits(reloaded(retrained, base_model, tmp_path / "out")), bits(retrained))
+    found = verify(TrainingLog(log), replay_steps=STEPS)
+    assert (found.problems, found.replay is not None and found.replay.is_exact) == ([], True)
+    assert tombstones(TrainingLog(log)) == {bytes.fromhex(digest) for digest in forget.split(",")}
+    assert audit_model(tmp_path / "out", log, AuditOptions()).passed
 
 
 def test_only_the_adapter_is_logged_and_the_base_model_is_told_by_its_content(base_model: Path, tmp_path: Path) -> None:
@@ -257,6 +124,26 @@ def test_autocast_must_be_as_it_was_told(base_model: Path, tmp_path: Path) -> No
             model(**batches(SETTINGS["autocast"])[0])
     with pytest.raises(UsageError, match="expected bfloat16, found float16"):
         RunDescription(model_source="x", autocast="float16")
+
+
+def test_a_curvature_without_the_runs_autocast_is_said_and_measured(base_model: Path, tmp_path: Path) -> None:
+    setting = SETTINGS["autocast"]
+    log = record(setting, base_model, tmp_path)
+    for mode, is_said in ((HessianMode.EXACT, True), (HessianMode.SECANT, False)):
+        request = UnlearnOptions(forget=digests(setting), output=tmp_path / mode, K=None, hessian_mode=mode)
+        found = unlearn(log, request)
+        assert any("trained under bfloat16 autocast; curvature is computed" in line for line in found.lines) == is_said
+        assert found.document is not None
+        assert found.document["plan"]["without_autocast"] == is_said
+    # The gradients that it is measured against are the run's own: those of a sweep's real steps.
+    replay, step = open_replay(TrainingLog(log).manifest), TrainingLog(log).step(1)
+    theta = replay.load(TrainingLog(log).parameters(1))
+    zeros = [torch.zeros_like(part) for part in theta]
+    own = [part for part in replay.gradient(step, theta) if part is not None]
+    plain = [
+        part for part in predicted_gradient(replay, HessianMode.EXACT, step, theta, zeros, 0.0) if part is not None
+    ]
+    assert 1e-4 < distance(plain, own) / global_norm(own) < 0.02  # what autocast rounds
 
 
 def test_label_smoothing_is_refused_by_its_name(base_model: Path, tmp_path: Path) -> None:

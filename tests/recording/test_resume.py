@@ -44,6 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "optimizer": OptimizerName.SGD, "lr": 0.1, "updates": Codec.NONE, "epochs": 3, "num_rows": 16,
         "checkpoint_every": 1,
     },
+    "LoRA": {"lora_rank": 2, "epochs": 3, "num_rows": 16},
 }  # fmt: skip
 
 

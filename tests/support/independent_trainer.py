@@ -1,6 +1,6 @@
 """A counterfactual run by Hugging Face `Trainer` alone: no replay code, its own batches, its own optimizer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,12 @@ def train_without(
     forget: Path | None = None,
     recount: bool = False,
     skip: frozenset[int] = frozenset(),
+    adapt: Callable[[Any], Any] = lambda model: model,
 ) -> dict[str, Tensor]:
-    """Parameters after a run of the same options in which the rows of `forget` have no labels, or steps are skipped."""
+    """Parameters after a run of the same options in which the rows of `forget` have no labels, or steps are skipped.
+
+    `adapt` may put an adapter into the base model.
+    """
     encoding = Encoding(template=options.template, max_length=options.max_length)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
 
@@ -68,7 +72,7 @@ def train_without(
 
     sgd: dict[str, Any] = {"lr": options.lr, "momentum": options.momentum, "nesterov": options.nesterov}
     trainer = ForgetfulTrainer(
-        model=AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32),
+        model=adapt(AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)),
         args=_arguments(options, scratch),
         train_dataset=samples(options.data),
         data_collator=DataCollatorForSeq2Seq(tokenizer),
