@@ -38,12 +38,6 @@ def arguments_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def loss_of(output: Any) -> Tensor | None:
-    """The loss that a model's output holds, if it does."""
-    loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
-    return loss if isinstance(loss, Tensor) else None
-
-
 def microbatch_record(
     arguments: dict[str, Any], known: dict[str, Any], padding_token: int, loss: float, rng: bytes
 ) -> MicrobatchRecord:
@@ -54,7 +48,7 @@ def microbatch_record(
             `[batch, seq]`, and perhaps `num_items_in_batch`, the number of tokens that the whole step counts.
         known: further arguments that the log's manifest already holds.
         padding_token: token id in the padding.
-        loss: what the model returned.
+        loss: of the pass.
         rng: state of the generators before the pass, or empty.
 
     Returns:

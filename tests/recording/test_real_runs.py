@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+from trl import SFTConfig, SFTTrainer
 
 from lmcleaner.audit.check import AuditOptions, audit_model
 from lmcleaner.choices import HessianMode
@@ -41,6 +43,7 @@ class Setting:
     left: bool = False
     autocast: bool = False
     trainer: dict[str, Any] | None = None
+    is_sft: bool = False
 
 
 def load(base: Path, **options: Any) -> Any:
@@ -94,6 +97,14 @@ SETTINGS: dict[str, Setting] = {
     "Trainer, LoRA, autocast, gradient checkpointing": Setting(
         with_lora, trainer={"bf16": True, "gradient_checkpointing": True}
     ),
+    "Trainer, label smoothing, autocast, accumulation": Setting(
+        load, trainer={"label_smoothing_factor": 0.3, "bf16": True, "gradient_accumulation_steps": 2}
+    ),
+    "SFTTrainer, as it comes": Setting(load, is_sft=True, trainer={}),  # autocast and gradient checkpointing
+    "SFTTrainer, LoRA, accumulation": Setting(
+        with_lora, is_sft=True, trainer={"bf16": False, "gradient_accumulation_steps": 2}
+    ),
+    "SFTTrainer, dft": Setting(load, is_sft=True, trainer={"bf16": False, "loss_type": "dft"}),
 }
 
 
@@ -146,19 +157,33 @@ class CountingTrainer(Trainer):
         return found, sum(batch["attention_mask"][:, 1:].sum() for batch in found)
 
 
+class CountingSFTTrainer(CountingTrainer, SFTTrainer):
+    """That of TRL, likewise."""
+
+
 def trainer_of(setting: Setting, base: Path, scratch: Path, forgotten: Forgotten = (), **options: Any) -> Trainer:
     def rows(forgotten: Forgotten) -> list[dict[str, Tensor]]:
         whole = batches(setting, forgotten)
         return [{name: value[row] for name, value in batch.items()} for batch in whole for row in range(ROWS)]
 
-    arguments = TrainingArguments(
-        output_dir=str(scratch), num_train_epochs=1, per_device_train_batch_size=ROWS, learning_rate=RATE,
-        max_grad_norm=0.5, use_cpu=True, report_to=[], disable_tqdm=True, save_strategy="no", logging_strategy="no",
-        dataloader_pin_memory=False, **(setting.trainer or {}),
+    settings = {
+        "output_dir": str(scratch), "num_train_epochs": 1, "per_device_train_batch_size": ROWS, "learning_rate": RATE,
+        "max_grad_norm": 0.5, "use_cpu": True, "report_to": [], "disable_tqdm": True, "save_strategy": "no",
+        "logging_strategy": "no", "dataloader_pin_memory": False, **(setting.trainer or {}),
+    }  # fmt: skip
+    if not setting.is_sft:
+        return CountingTrainer(
+            model=setting.load(base), args=TrainingArguments(**settings), train_dataset=rows(forgotten),
+            eval_dataset=rows(())[:4], **options,
+        )  # fmt: skip
+    unpadded = [
+        {name: row[name][row["attention_mask"].bool()].tolist() for name in ("input_ids", "labels")}
+        for row in rows(forgotten)
+    ]
+    return CountingSFTTrainer(
+        model=setting.load(base), args=SFTConfig(dataset_kwargs={"skip_prepare_dataset": True}, **settings),
+        train_dataset=Dataset.from_list(unpadded), processing_class=AutoTokenizer.from_pretrained(base), **options,
     )  # fmt: skip
-    return CountingTrainer(
-        model=setting.load(base), args=arguments, train_dataset=rows(forgotten), eval_dataset=rows(())[:4], **options
-    )
 
 
 def by_trainer(setting: Setting, base: Path, scratch: Path, forgotten: Forgotten = (), **options: Any) -> Any:
@@ -256,13 +281,6 @@ def test_autocast_must_be_as_it_was_told(base_model: Path, tmp_path: Path) -> No
             model(**batches(SETTINGS["autocast"])[0])
     with pytest.raises(UsageError, match="expected bfloat16, found float16"):
         RunDescription(model_source="x", autocast="float16")
-
-
-def test_label_smoothing_is_refused_by_its_name(base_model: Path, tmp_path: Path) -> None:
-    setting = Setting(load, trainer={"label_smoothing_factor": 0.1})
-    with pytest.raises(UsageError, match="label smoothing: the trainer computes the loss itself"):
-        by_trainer(setting, base_model, tmp_path, callbacks=[LMCleanerCallback(tmp_path / "log")])
-    assert not (tmp_path / "log").exists()
 
 
 def test_dropout_of_the_base_model_is_drawn_again(base_model: Path, tmp_path: Path) -> None:
