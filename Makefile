@@ -44,6 +44,7 @@ bench: install
 	$(BIN)/python benchmarks/modes.py
 	$(BIN)/python benchmarks/sweep.py
 	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/log.py
+	$(BIN)/python benchmarks/ways.py
 	$(BIN)/python benchmarks/crash.py
 	$(BIN)/python benchmarks/damage.py
 
@@ -51,6 +52,6 @@ docs: install
 	$(BIN)/typer lmcleaner.cli.main utils docs --name lmcleaner --title "Command line" --output docs/cli.md
 
 clean:
-	rm -rf build demo-run modes-run .mypy_cache .ruff_cache .pytest_cache
+	rm -rf build demo-run guides modes-run .mypy_cache .ruff_cache .pytest_cache
 
 SHELL := /bin/bash

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from processes import PRECISE_MEMORY, in_own_process, peak_bytes, run_part
 CODECS = ("lossless", "int8", "int4", "none")
 SHAPES: dict[str, dict[str, Any]] = {
     "25M": {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 6, "vocab_size": 6000},
+    "4M": {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "vocab_size": 2000},
     "tiny": {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 2, "vocab_size": 500},
 }
 SHARED = Path(__file__).parents[2] / "shared"
@@ -86,13 +87,19 @@ class Training:
 def overhead(folder: Path, shape: str, codec: str, steps: int, threads: int) -> dict[str, Any]:
     """The same training plain and recorded, in turns of ten steps, so that the machine's noise meets both alike."""
     plain, recorded = Training(shape, threads, steps), Training(shape, threads, steps)
-    seconds: dict[str, list[float]] = {"plain": [], "recorded": []}
+    seconds: dict[str, list[float]] = {name: [] for name in ("plain", "recorded", "plain, cpu", "recorded, cpu")}
+
+    def note(name: str, *work: Any) -> None:
+        before = time.process_time()
+        seconds[name].append(timed(*work))
+        seconds[f"{name}, cpu"].append(time.process_time() - before)
+
     recorder = recorded.recorder(folder, codec, checkpoint_every=steps)
     with recorder:
         for start in range(0, steps, 10):
             block = range(start, min(start + 10, steps))
-            seconds["plain"].append(timed(plain.take, block))
-            seconds["recorded"].append(timed(recorded.take, block, recorder))
+            note("plain", plain.take, block)
+            note("recorded", recorded.take, block, recorder)
     return seconds
 
 
@@ -115,25 +122,31 @@ def show_overhead(console: Console, options: argparse.Namespace, folder: Path) -
     """What recording adds to a training step's time and to the process's memory."""
     shape, steps, threads = options.shape, options.steps or 100, options.threads
     base = in_own_process(peak, folder / "plain", shape, "plain", threads, environment=PRECISE_MEMORY)
-    table = Table("updates", "plain, s a step", "recorded", "overhead", "middle half", "extra memory in vectors")
-    for codec in CODECS:
+    columns = ("overhead", "middle half", "of processor seconds", "middle half", "extra memory in vectors")
+    table = Table("updates", "plain, s a step", "recorded", *columns)
+    for codec in options.updates:
         seconds = in_own_process(overhead, folder / codec, shape, codec, steps, threads)
-        shares = [b / a - 1 for a, b in zip(seconds["plain"], seconds["recorded"], strict=True)]
-        low, _, high = statistics.quantiles(shares, n=4) if len(shares) > 1 else (shares * 3)
         plain, recorded = (sum(seconds[name]) for name in ("plain", "recorded"))
         found = in_own_process(peak, folder / f"peak-{codec}", shape, codec, threads, environment=PRECISE_MEMORY)
         table.add_row(
             codec,
             f"{plain / steps:.3f}",
             f"{recorded / steps:.3f}",
-            f"{recorded / plain - 1:.1%}",
-            f"{low:.1%} to {high:.1%}",
+            *_shares(seconds["plain"], seconds["recorded"]),
+            *_shares(seconds["plain, cpu"], seconds["recorded, cpu"]),
             f"{(found['bytes'] - base['bytes']) / found['vector']:.2f}",
         )
     console.print(table)
     console.print(
         f"{shape} Llama, 8 x 256 tokens, {threads} threads; {steps} steps each, in turns of ten, and one checkpoint"
     )
+
+
+def _shares(plain: Sequence[float], recorded: Sequence[float]) -> tuple[str, str]:
+    """What recording adds in all, and in the middle half of the turns."""
+    shares = [b / a - 1 for a, b in zip(plain, recorded, strict=True)]
+    low, _, high = statistics.quantiles(shares, n=4) if len(shares) > 1 else (shares * 3)
+    return f"{sum(recorded) / sum(plain) - 1:.1%}", f"{low:.1%} to {high:.1%}"
 
 
 def walk(num_elements: int) -> Iterator[np.ndarray]:
@@ -324,6 +337,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*parts, []], default=list(parts))
     parser.add_argument("--shape", choices=list(SHAPES), default="25M")
+    parser.add_argument("--updates", nargs="+", choices=CODECS, default=CODECS, help="of overhead")
     parser.add_argument("--steps", type=int, help="default: overhead 100, write 10, read 200")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,12 +14,16 @@ if TYPE_CHECKING:
     from lmcleaner.audit.check import AuditReport
 
 
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Output folder of unlearn.")]
+LogOption = Annotated[
+    str | None,
+    typer.Option(help="The training log; by default $LMCLEANER_LOG, then where the audit document says it lay."),
+]
+
+
 def audit(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Output folder of unlearn.")],
-    log: Annotated[
-        str | None,
-        typer.Option(help="The training log; by default $LMCLEANER_LOG, then where the audit document says it lay."),
-    ] = None,
+    folder: Folder,
+    log: LogOption = None,
     oracle: Annotated[bool, typer.Option("--oracle", help="Replay the counterfactual and measure against it.")] = False,
     model: Model = None,
     device: Device = None,
@@ -36,29 +40,39 @@ def audit(
 
     options = AuditOptions(oracle=oracle, model=model, device=device, relative_error=max_relative_error)
     with Reporter(quiet=quiet or as_json) as reporter:
-        report = audit_model(folder, log or _default_log(folder), options, reporter)
+        report = audit_model(folder, log or default_log(folder), options, reporter)
     if as_json:
-        recorded = {"verdict": report.verdict, "reasons": report.reasons}
-        parts = {"checks": report.checks, "unchecked": report.unchecked, "oracle": report.oracle}
-        print_json({"passed": report.passed, **recorded, **parts})
+        print_json(report_json(report) | {"oracle": report.oracle})
     else:
         _print_report(report)
     if not report.is_good:
         raise typer.Exit(1)
 
 
-def _default_log(folder: Path) -> str:
+def default_log(folder: Path) -> str:
+    """Where the log of an output folder lies, if nobody says it."""
     from lmcleaner.formats.audit_document import read_audit
 
     recorded = read_audit(folder).get("config", {}).get("log")
     return str(os.environ.get("LMCLEANER_LOG") or recorded or DEFAULT_LOG)
 
 
-def _print_report(report: "AuditReport") -> None:
+def report_json(report: "AuditReport") -> dict[str, Any]:
+    """What both ways to check print with --json."""
+    recorded = {"verdict": report.verdict, "reasons": report.reasons}
+    return {"passed": report.passed, **recorded, "checks": report.checks, "unchecked": report.unchecked}
+
+
+def print_checks(report: "AuditReport") -> None:
+    """A line for each check."""
     for name, problem in report.checks.items():
         print_text(f"{name:<14} {'ok' if problem is None else f'FAILED: {problem}'}")
     for name, reason in report.unchecked.items():
         print_text(f"{name:<14} not checked: {reason}")
+
+
+def _print_report(report: "AuditReport") -> None:
+    print_checks(report)
     oracle = report.oracle
     if oracle is not None:
         print_text(f"relative error against the oracle {oracle['relative_error']:.4f}")

@@ -8,8 +8,10 @@ from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from lmcleaner.cli.audit import audit
+from lmcleaner.cli.audit_verify import sign, verify
 from lmcleaner.cli.console import print_error
 from lmcleaner.cli.curvature import curvature
 from lmcleaner.cli.inspect import inspect
@@ -23,8 +25,19 @@ from lmcleaner.formats.errors import LmcleanerError, ResourceError
 BUG = 70
 INTERRUPTED = 130
 
+
+class _Commands(TyperGroup):
+    """Commands of which some have two words."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Takes the second word for the command's where there is such a command."""
+        two_words = " ".join(args[:2])
+        return super().resolve_command(ctx, [two_words, *args[2:]] if two_words in self.commands else args)
+
+
 app = typer.Typer(
     name="lmcleaner",
+    cls=_Commands,
     help="Record fine-tuning runs, remove the influence of training samples, and prove it.",
     no_args_is_help=True,
     add_completion=False,
@@ -99,6 +112,8 @@ def _quieten_libraries() -> None:
 app.command(cls=ScriptCommand)(_with_exit_codes(record))
 for _command in (inspect, unlearn, audit, prune, curvature, run):
     app.command()(_with_exit_codes(_command))
+app.command("audit verify")(_with_exit_codes(verify))
+app.command("audit sign")(_with_exit_codes(sign))
 
 
 def main() -> None:

@@ -64,6 +64,12 @@ def unlearn(
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to make; must not exist.")] = None,
     model: Model = None,
     device: Device = None,
+    offload: Annotated[
+        bool,
+        typer.Option(
+            "--offload", help="Keep the sweep's state in host memory; on an accelerator that has no room for it."
+        ),
+    ] = False,
     level: LevelOption = None,
     K: KOption = str(DEFAULT_K),  # noqa: N803 -- the paper's name
     settle_tolerance: Annotated[
@@ -108,6 +114,12 @@ def unlearn(
             "--K all.",
         ),
     ] = False,
+    keep_states: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="States of the sweep to keep beside the model, so that audit verify need not begin anew."
+        ),
+    ] = 0,
     no_ledger: NoLedger = False,
     max_linearization_error: Annotated[float, typer.Option(help="With a median above it the verdict is poor.")] = _t(
         "linearization_error"
@@ -128,10 +140,10 @@ def unlearn(
     Example: `lmcleaner unlearn my-log --forget forget.jsonl --output my-unlearned-model --hessian-mode secant --K all`
     """
     options = UnlearnOptions(
-        forget=forget, output=output, model=model, device=device, level=level, K=parse_K(K),
+        forget=forget, output=output, model=model, device=device, offload=offload, level=level, K=parse_K(K),
         settle_tolerance=settle_tolerance, **mode_options(hessian_mode, tolerance), propagation=propagation,
         denominator=denominator, damping=damping, rank=rank, dry_run=dry_run, oracle=oracle,
-        oracle_sample=oracle_sample, redact=redact, ledger=not no_ledger,
+        oracle_sample=oracle_sample, redact=redact, keep_states=keep_states, ledger=not no_ledger,
         thresholds=Thresholds(
             linearization_error=max_linearization_error, settled=max_settled, surviving=min_surviving,
             relative_error=max_relative_error,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lmcleaner.audit.check import AuditOptions, AuditReport, audit_model
+    from lmcleaner.audit.verify import VerifyOptions, verify_audit
     from lmcleaner.choices import (
         Codec,
         CurvatureKind,
@@ -96,6 +97,7 @@ __all__ = [
     "UnlearnResult",
     "UsageError",
     "Verification",
+    "VerifyOptions",
     "VersionError",
     "Watch",
     "WatchOptions",
@@ -112,10 +114,12 @@ __all__ = [
     "summarize",
     "unlearn",
     "verify",
+    "verify_audit",
 ]
 
 _HOMES = {
     "lmcleaner.audit.check": ("AuditOptions", "AuditReport", "audit_model"),
+    "lmcleaner.audit.verify": ("VerifyOptions", "verify_audit"),
     "lmcleaner.curvature.matrix": ("Curvature",),
     "lmcleaner.experiments.description": ("read_experiments",),
     "lmcleaner.experiments.running": ("run_experiments",),

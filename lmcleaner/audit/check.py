@@ -8,6 +8,7 @@ from typing import Any
 
 from lmcleaner.audit.coverage import request_checks
 from lmcleaner.audit.entered import NOT_ENTERED, ledger_problem
+from lmcleaner.audit.files import FILES, files_problem
 from lmcleaner.audit.history import redactions
 from lmcleaner.audit.oracle import compare_with_oracle, replay_counterfactual
 from lmcleaner.audit.redacted import changes_since, check_previous, check_redacted
@@ -60,12 +61,15 @@ class AuditReport:
         unchecked: name of each check that the log no longer allows, and why.
         document: the audit document.
         oracle: the fresh comparison with the oracle, if it was asked for.
+        sweep: what `audit verify` took again of the sweep: seed of the sample, stretches, steps, of how many, and the
+            largest relative error.
     """
 
     checks: dict[str, str | None]
     unchecked: dict[str, str]
     document: Document
     oracle: dict[str, Any] | None
+    sweep: dict[str, Any] | None = None
 
     @property
     def passed(self) -> bool:
@@ -122,6 +126,11 @@ def audit_model(
     audit_sha256 = sha256_hex((folder / AUDIT_FILE).read_bytes())
     checks["requests"] = documents_problem(folder, document, audit_sha256)
     unchecked = {}
+    if FILES in document:
+        checks["files"] = files_problem(document, folder)
+    if checks.get("files") is not None:  # nothing that somebody else put there is loaded
+        unchecked["all else"] = "the files aren't those that the run wrote"
+        return AuditReport(checks=checks, unchecked=unchecked, document=document, oracle=None)
     if document["config"].get("entered"):
         checks["ledger"] = ledger_problem(document, audit_sha256, log)
     elif document["config"].get("ledger"):

@@ -136,6 +136,8 @@ def _window(report: WindowReport) -> dict[str, Any]:
         "data_free": report.data_free,
         "curvature_captured": report.curvature_captured,
         "replay_exact": report.replay_exact,
+        "states": list(report.states),
+        "counterfactual": report.counterfactual,
     }
 
 
@@ -151,9 +153,11 @@ def _config(log: TrainingLog, options: UnlearnOptions) -> dict[str, Any]:
         "denominator": options.denominator.value,
         "damping": options.damping,
         "rank": options.rank,
+        "offload": options.offload,
         "oracle": options.oracle,
         "oracle_sample": options.oracle_sample,
         "redact": options.redact,
+        "keep_states": options.keep_states,
         "ledger": options.ledger,
         "thresholds": asdict(options.thresholds),
     }

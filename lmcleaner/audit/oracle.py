@@ -13,7 +13,6 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.samples import Sample
 from lmcleaner.progress import Progress
 from lmcleaner.training.replay import ReplayModel
-from lmcleaner.training.state import TrainingState
 from lmcleaner.training.vectors import distance
 from lmcleaner.unlearning.request import ForgetSet
 
@@ -37,14 +36,14 @@ def replay_counterfactual(
         The counterfactual's final parameters, in the order of the manifest.
     """
     start = log.nearest_checkpoint(forget_set.steps[0])
-    state = TrainingState(log.manifest, log.checkpoint(start), replay.device)
+    state = replay.state(log.checkpoint(start))
     progress.begin("replaying the counterfactual", log.num_steps - start)
     for number in range(start, log.num_steps):
         if number not in forget_set.skipped:
             step = log.step(number)
             state.apply(replay.gradient(step, state.parameters, forget_set.masked, denominator), step.lr)
         progress.advance()
-    return [parameter.detach() for parameter in state.parameters]
+    return [parameter.detach().to(replay.device) for parameter in state.parameters]
 
 
 def compare_with_oracle(

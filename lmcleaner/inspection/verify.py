@@ -7,7 +7,6 @@ from lmcleaner.formats.verify import Problem, Usable, find_problems, num_parts, 
 from lmcleaner.progress import Progress, Silent
 from lmcleaner.training.numerics import restored_numerics, unrestorable
 from lmcleaner.training.replay import ReplayModel, open_replay, repeat_step
-from lmcleaner.training.state import TrainingState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,9 +98,9 @@ def _replay(log: TrainingLog, replay: ReplayModel, num_steps: int, progress: Pro
     progress.begin("replaying", num_steps)
     num_exact = 0
     with restored_numerics(log.manifest.numerics):
-        state = TrainingState(log.manifest, log.checkpoint(0), replay.device)
+        state = replay.state(log.checkpoint(0))
         for number in range(num_steps):
-            if repeat_step(log, replay, state, number) and num_exact == number:
+            if repeat_step(log, replay, state, number).is_exact and num_exact == number:
                 num_exact += 1
             progress.advance()
     differences = unrestorable(log.manifest, replay.device)

@@ -62,9 +62,7 @@ def microbatch_record(
     tokens, labels = _matrix(arguments, "input_ids"), _matrix(arguments, "labels")
     has_mask = arguments.get("attention_mask") is not None
     mask = _matrix(arguments, "attention_mask") if has_mask else np.ones_like(tokens)
-    starts, samples = zip(
-        *(_unpadded(*row, padding_token) for row in zip(tokens, labels, mask, strict=True)), strict=True
-    )
+    starts, samples = _unpadded(tokens, labels, mask, padding_token)
     items = arguments.get("num_items_in_batch")
     return MicrobatchRecord(
         samples=samples,
@@ -95,17 +93,23 @@ def _matrix(arguments: dict[str, Any], name: str) -> IntMatrix:
     return value.detach().cpu().numpy().astype(np.int64)
 
 
-def _unpadded(tokens: IntMatrix, labels: IntMatrix, mask: IntMatrix, padding_token: int) -> tuple[int, Sample]:
-    """Start and content of the one sample in a padded row."""
-    places = np.flatnonzero(mask)
-    if len(places) == 0 or places[-1] - places[0] + 1 != len(places):
+def _unpadded(
+    tokens: IntMatrix, labels: IntMatrix, mask: IntMatrix, padding_token: int
+) -> tuple[tuple[int, ...], tuple[Sample, ...]]:
+    """Start and content of the one sample in each padded row."""
+    seen, places = mask != 0, np.arange(mask.shape[1])
+    starts = seen.argmax(axis=1)
+    stops = starts + seen.sum(axis=1)
+    unbroken = (places >= starts[:, np.newaxis]) & (places < stops[:, np.newaxis])
+    if np.any(starts == stops) or np.any(seen != unbroken):
         raise UsageError("attention_mask: expected one unbroken run of ones in each row")
-    start, stop = int(places[0]), int(places[-1]) + 1
-    outside = np.r_[0:start, stop : len(tokens)]
-    if np.any(labels[outside] != IGNORED_LABEL) or np.any(tokens[outside] != padding_token):
+    padding, ignored = tokens[~seen], labels[~seen]
+    if np.any(ignored != IGNORED_LABEL) or np.any(padding != padding_token):
         raise UsageError(
-            f"padding: expected token {padding_token} and label {IGNORED_LABEL}, found {set(tokens[outside].tolist())} "
-            f"and {set(labels[outside].tolist())}",
+            f"padding: expected token {padding_token} and label {IGNORED_LABEL}, found {set(padding.tolist())} "
+            f"and {set(ignored.tolist())}",
             hint="tell the recorder the token that the collator pads with",
         )
-    return start, Sample(tokens[start:stop].astype(np.int32), labels[start:stop].astype(np.int32))
+    pairs = zip(tokens.astype(np.int32), labels.astype(np.int32), starts.tolist(), stops.tolist(), strict=True)
+    samples = tuple(Sample(row[start:stop], wanted[start:stop]) for row, wanted, start, stop in pairs)
+    return tuple(starts.tolist()), samples

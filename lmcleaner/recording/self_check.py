@@ -6,7 +6,7 @@ It must show when the run ends, while it can be repeated, and not when somebody 
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +26,19 @@ from lmcleaner.training.vectors import distance
 _STEPS_EACH = 2  # behind the first checkpoint, one in the middle, and the last but one
 # Of a step: what a replay may be off by, so that a sweep through it is still worth something.
 _CLOSE = 0.01
+
+# What a run may have done that a replay doesn't, as far as the first step that it doesn't repeat tells.
+_FORWARD = "the model returned another loss: its inputs were changed on their way, or noise was put into it"
+_BETWEEN = "the steps before it are exact: something else than the optimizer changed the parameters between two steps"
+_BACKWARD = "the model returned the same loss: the loop added to it, or changed gradients or the optimizer's step"
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """A step that was taken again: distance from the run's parameters after it, relative to the step, if known."""
+
+    error: float | None
+    has_same_losses: bool
 
 
 def record_self_check(
@@ -66,15 +79,15 @@ def self_check(log: TrainingLog, model: str | None = None, progress: Progress | 
     progress = progress or Silent()
     stretches = _stretches(log)
     progress.begin("checking the log", sum(map(len, stretches)))
-    errors = dict[int, float | None]()
+    steps = dict[int, _Checked]()
     with torch.random.fork_rng(), restored_numerics(log.manifest.numerics):
         try:
             replay = open_replay(log.manifest, model)
         except LmcleanerError as error:  # no such model, or another one
             return SelfCheck(state="no", steps=0, error=None, why=error.message)
         for stretch in stretches:
-            errors |= _errors(log, replay, stretch, progress)
-    return _judged(errors)
+            steps |= _checked(log, replay, stretch, progress)
+    return _judged(steps)
 
 
 def _stretches(log: TrainingLog) -> list[range]:
@@ -85,13 +98,13 @@ def _stretches(log: TrainingLog) -> list[range]:
     return [range(start, min(start + _STEPS_EACH, end)) for start, end in zip(chosen, ends, strict=True)]
 
 
-def _errors(log: TrainingLog, replay: ReplayModel, steps: Sequence[int], progress: Progress) -> dict[int, float | None]:
-    """Step -> distance from the run's parameters after it, relative to the step; None where the log can't tell."""
-    state = TrainingState(log.manifest, log.checkpoint(steps[0]), replay.device)
-    found = dict[int, float | None]()
+def _checked(log: TrainingLog, replay: ReplayModel, steps: Sequence[int], progress: Progress) -> dict[int, _Checked]:
+    state = replay.state(log.checkpoint(steps[0]))
+    found = dict[int, _Checked]()
     for number in steps:
-        is_exact = repeat_step(log, replay, state, number)
-        found[number] = 0.0 if is_exact else _distance(log, replay, state, number)
+        repeated = repeat_step(log, replay, state, number)
+        error = 0.0 if repeated.is_exact else _distance(log, replay, state, number)
+        found[number] = _Checked(error, repeated.has_same_losses)
         progress.advance()
     return found
 
@@ -105,13 +118,21 @@ def _distance(log: TrainingLog, replay: ReplayModel, state: TrainingState, numbe
     return off / taken if taken and math.isfinite(off) else None
 
 
-def _judged(errors: dict[int, float | None]) -> SelfCheck:
-    wrong = [step for step, error in errors.items() if error != 0.0]
+def _judged(steps: dict[int, _Checked]) -> SelfCheck:
+    wrong = [number for number, step in steps.items() if step.error != 0.0]
     if not wrong:
-        return SelfCheck(state="exact", steps=len(errors), error=0.0, why="")
-    known = [error for error in errors.values() if error is not None]
-    largest = max(known) if len(known) == len(errors) else None
+        return SelfCheck(state="exact", steps=len(steps), error=0.0, why="")
+    known = [step.error for step in steps.values() if step.error is not None]
+    largest = max(known) if len(known) == len(steps) else None
     off = "an unknown distance" if largest is None else f"{largest:.2g} of a step"
     why = f"a replay of step {wrong[0]} gives other parameters than the run had: off by {off}"
     is_close = largest is not None and largest <= _CLOSE
-    return SelfCheck(state="close" if is_close else "no", steps=len(errors), error=largest, why=why)
+    if is_close:
+        return SelfCheck(state="close", steps=len(steps), error=largest, why=why)
+    return SelfCheck(state="no", steps=len(steps), error=largest, why=f"{why}; {_cause(steps, wrong[0])}")
+
+
+def _cause(steps: dict[int, _Checked], first_wrong: int) -> str:
+    if steps[first_wrong].has_same_losses:
+        return _BACKWARD
+    return _FORWARD if first_wrong == min(steps) else _BETWEEN

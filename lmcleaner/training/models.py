@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from lmcleaner.formats.canonical import sha256_hex
@@ -36,7 +37,7 @@ def load_model(source: str, dtype: torch.dtype, attention: str | None = None) ->
         return AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, attn_implementation=attention, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise _not_loadable(source, error) from error
 
 

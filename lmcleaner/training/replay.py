@@ -1,6 +1,7 @@
 """The run's model as a function: the gradient of a logged step at any parameters."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,28 +9,31 @@ from torch import Tensor, nn
 
 from lmcleaner.choices import Denominator
 from lmcleaner.formats.bits import Bits
-from lmcleaner.formats.canonical import array_digest
-from lmcleaner.formats.errors import MismatchError
+from lmcleaner.formats.errors import MismatchError, UsageError
 from lmcleaner.formats.manifest import Manifest
 from lmcleaner.formats.reader import TrainingLog
-from lmcleaner.formats.steps import StepRecord
+from lmcleaner.formats.steps import Checkpoint, StepRecord
 from lmcleaner.training.batches import NOTHING, Digests, Inputs, step_inputs
 from lmcleaner.training.fingerprint import model_fingerprint
 from lmcleaner.training.losses import add_loss, run_loss
 from lmcleaner.training.models import load_base_model
 from lmcleaner.training.numerics import autocasting, replay_device, restore_rng
+from lmcleaner.training.offload import HOST, OffloadedState
 from lmcleaner.training.ranks import RankSums
 from lmcleaner.training.state import Gradient, TrainingState
-from lmcleaner.training.vectors import bits_of, tensors_of, torch_dtype
+from lmcleaner.training.vectors import digest_of, tensors_of, torch_dtype
 
 
-def open_replay(manifest: Manifest, source: str | None = None, device: str | None = None) -> "ReplayModel":
+def open_replay(
+    manifest: Manifest, source: str | None = None, device: str | None = None, *, offload: bool = False
+) -> "ReplayModel":
     """The run's model, as it was before training.
 
     Args:
         manifest: what the log says of the run.
         source: where the base model lies now, if it moved.
         device: where to compute; see `replay_device`.
+        offload: keeps training states in host memory.
 
     Returns:
         The model on its device.
@@ -37,13 +41,31 @@ def open_replay(manifest: Manifest, source: str | None = None, device: str | Non
     Raises:
         NotFoundError: the base model isn't there.
         MismatchError: it is another model.
-        UsageError: no such device here.
+        UsageError: no such device here, or nothing to offload from it.
     """
     where = replay_device(manifest, device)
-    return ReplayModel(load_base_model(manifest, source), manifest, where)
+    if offload and where == HOST:
+        raise UsageError(
+            f"--offload keeps the sweep's state in host memory: expected an accelerator to compute on, found {where}",
+            hint="leave --offload out; on the CPU all memory is the host's",
+        )
+    return ReplayModel(load_base_model(manifest, source), manifest, where, offload=offload)
 
 
-def repeat_step(log: TrainingLog, replay: "ReplayModel", state: TrainingState, number: int) -> bool:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepeatedStep:
+    """What a step gave when it was taken again.
+
+    Attributes:
+        is_exact: whether the parameters are the run's own to the bit.
+        has_same_losses: whether the model returned what it had returned, for each microbatch and to the bit.
+    """
+
+    is_exact: bool
+    has_same_losses: bool
+
+
+def repeat_step(log: TrainingLog, replay: "ReplayModel", state: TrainingState, number: int) -> RepeatedStep:
     """Takes a step of the run as it was.
 
     Args:
@@ -53,11 +75,15 @@ def repeat_step(log: TrainingLog, replay: "ReplayModel", state: TrainingState, n
         number: the step.
 
     Returns:
-        Whether the parameters are the run's own to the bit.
+        What it gave.
     """
     step = log.step(number)
-    state.apply(replay.gradient(step, state.parameters), step.lr)
-    return array_digest(bits_of(state.parameters)) == log.parameters_digest(number + 1)
+    gradient, losses = replay.gradient_and_losses(step, state.parameters, replay.inputs(step))
+    state.apply(gradient, step.lr)
+    return RepeatedStep(
+        is_exact=digest_of(state.parameters) == log.parameters_digest(number + 1),
+        has_same_losses=[float(loss) for loss in losses] == [microbatch.loss for microbatch in step.microbatches],
+    )
 
 
 class ReplayModel:
@@ -68,15 +94,17 @@ class ReplayModel:
         parameters: its trainable parameters in the order of the manifest.
         manifest: what the log says of the run.
         device: where it computes.
+        offload: whether training states lie in host memory.
     """
 
-    def __init__(self, module: nn.Module, manifest: Manifest, device: torch.device) -> None:
+    def __init__(self, module: nn.Module, manifest: Manifest, device: torch.device, *, offload: bool = False) -> None:
         """Checks that the module has the parameters that the run trained, and freezes all others.
 
         Args:
             module: the base model.
             manifest: what the log says of the run.
             device: where to compute.
+            offload: keeps training states in host memory.
 
         Raises:
             MismatchError: a trained parameter is missing or has another shape.
@@ -86,7 +114,7 @@ class ReplayModel:
         add_loss(module, manifest.model.loss)
         self.module = module.to(device).train()
         self.manifest = manifest
-        self.device = device
+        self.device, self.offload = device, offload
         named = dict(module.named_parameters())
         for entry in manifest.parameters:
             found = tuple(named[entry.name].shape) if entry.name in named else "no such parameter"
@@ -100,9 +128,13 @@ class ReplayModel:
             parameter.requires_grad_(name in trained)
 
     def point_to(self, tensors: Sequence[Tensor]) -> None:
-        """Makes the model compute at `tensors`, in the order of the manifest, without copying them."""
+        """Makes the model compute at `tensors`, in the order of the manifest; copies those of another device only."""
         for parameter, tensor in zip(self.parameters, tensors, strict=True):
-            parameter.data = tensor.data
+            parameter.data = tensor.data.to(self.device)
+
+    def state(self, checkpoint: Checkpoint) -> TrainingState:
+        """The training state of a checkpoint, on the model's device or in host memory."""
+        return (OffloadedState if self.offload else TrainingState)(self.manifest, checkpoint, self.device)
 
     def load(self, bits: Bits) -> list[Tensor]:
         """Parameter tensors on the model's device from a vector of bit patterns."""

@@ -24,7 +24,11 @@ def clip_scale(norm: float, limit: float, dtype: torch.dtype) -> float:
     Returns:
         The factor, more than 0.
     """
-    return float(torch.clamp(limit / (torch.tensor(norm, dtype=dtype) + 1e-6), max=1.0))
+    return float(_clip_scale(torch.tensor(norm, dtype=dtype), limit))
+
+
+def _clip_scale(norm: Tensor, limit: float) -> Tensor:
+    return torch.clamp(limit / (norm + 1e-6), max=1.0)
 
 
 class TrainingState:
@@ -53,23 +57,33 @@ class TrainingState:
         """Takes one optimizer step in place: clips as the run clipped, then steps with the logged learning rates.
 
         Args:
-            gradient: one tensor for each parameter, or None; clipped in place and released.
+            gradient: one tensor for each parameter, or None; clipped in place.
             lr: learning rate for each parameter group.
         """
-        for parameter, part in zip(self.parameters, gradient, strict=True):
-            parameter.grad = part
-        if self._max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, self._max_grad_norm)
-        self._step(lr)
+        self.clip(gradient)
+        self.apply_given(gradient, lr)
+
+    def clip(self, gradient: Gradient) -> None:
+        """Clips in place as the run clipped, with the bits of `torch.nn.utils.clip_grad_norm_`.
+
+        Args:
+            gradient: one tensor for each parameter, or None.
+        """
+        parts = [part for part in gradient if part is not None]
+        if self._max_grad_norm is None or not parts:
+            return
+        scale = _clip_scale(torch.nn.utils.get_total_norm(parts), self._max_grad_norm)
+        for part in parts:
+            part.mul_(scale.to(part.device))
 
     def apply_given(self, gradient: Gradient, lr: Sequence[float]) -> None:
         """Takes one optimizer step in place from a gradient that was clipped already; arguments as in `apply`."""
-        for parameter, part in zip(self.parameters, gradient, strict=True):
-            parameter.grad = part
-        self._step(lr)
-
-    def _step(self, lr: Sequence[float]) -> None:
         for group, rate in zip(self.optimizer.param_groups, lr, strict=True):
             group["lr"] = rate
+        self._take_step(gradient)
+
+    def _take_step(self, gradient: Gradient) -> None:
+        for parameter, part in zip(self.parameters, gradient, strict=True):
+            parameter.grad = part
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

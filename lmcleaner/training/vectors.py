@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lmcleaner.formats.bits import BIT_DTYPES, Bits
+from lmcleaner.formats.canonical import arrays_digest
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.manifest import ParameterEntry
 
@@ -58,11 +59,15 @@ def bits_of(tensors: Iterable[Tensor], out: Bits | None = None) -> Bits:
     dtype = parts[0].dtype
     if out is None:
         out = np.empty(sum(part.numel() for part in parts), BIT_DTYPES[dtype_name(dtype)])
-    start = 0
-    for part in parts:
-        _as_tensor(out[start : start + part.numel()], dtype).view(part.shape).copy_(part)
-        start += part.numel()
+    places = _as_tensor(out, dtype).split([part.numel() for part in parts])
+    for part, place in zip(parts, places, strict=True):
+        place.view(part.shape).copy_(part)
     return out
+
+
+def digest_of(tensors: Iterable[Tensor]) -> bytes:
+    """`array_digest` of the tensors' bit patterns; holds one tensor's at a time."""
+    return arrays_digest(bits_of([tensor]) for tensor in tensors)
 
 
 def tensors_of(bits: Bits, dtype: torch.dtype, entries: Sequence[ParameterEntry], device: torch.device) -> list[Tensor]:

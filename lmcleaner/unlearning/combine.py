@@ -55,6 +55,7 @@ class Correction:
         unlearned: list[Tensor] = []
         wanted_squared = got_squared = inner = 0.0
         for index, (before, start) in enumerate(zip(final, base, strict=True)):
+            start = start.to(before.device)
             exact = start if self._total is None else start.to(self._total[index].dtype) - self._total[index]
             after = exact.to(before.dtype, copy=True)
             wanted, got = exact.double() - before.double(), after.double() - before.double()

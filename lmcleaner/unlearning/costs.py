@@ -100,10 +100,10 @@ def measure_costs(
         The costs; with accumulation, peaks of the largest microbatch among those steps.
     """
     started = time.perf_counter()
-    state = TrainingState(log.manifest, log.checkpoint(windows[0].start), replay.device)
+    state = replay.state(log.checkpoint(windows[0].start))
     trajectory = ReadTrajectory(log, replay, windows[0].start, windows[0].end)
     open_seconds = time.perf_counter() - started
-    here = [parameter.detach().clone() for parameter in state.parameters]
+    here = [parameter.detach().to(replay.device, copy=True) for parameter in state.parameters]
     direction = [1e-3 * parameter for parameter in here]
     estimated = ESTIMATED.get(mode)
     parts: dict[str, Callable[[StepRecord], object]] = {"gradient": lambda step: replay.gradient(step, here)}
@@ -114,7 +114,9 @@ def measure_costs(
     seconds, activation_bytes = _parts_cost(log, replay, windows, parts) if reads_rows else ({}, 0)
     gradient_seconds = seconds.get("gradient", 0.0)
     with closing(trajectory):
-        carry_seconds, read_seconds = _carry_seconds(log, state, trajectory, windows[0], gradient_seconds)
+        carry_seconds, read_seconds = _carry_seconds(
+            log, replay.device, state, trajectory, windows[0], gradient_seconds
+        )
     return Costs(
         gradient_seconds=gradient_seconds,
         predicted_seconds={mode: seconds.get("predicted", 0.0)},
@@ -177,19 +179,23 @@ def _seconds_per_token(
 
 
 def _carry_seconds(
-    log: TrainingLog, state: TrainingState, trajectory: ReadTrajectory, window: Window, gradient_seconds: float
+    log: TrainingLog,
+    device: torch.device,
+    state: TrainingState,
+    trajectory: ReadTrajectory,
+    window: Window,
+    gradient_seconds: float,
 ) -> tuple[float, float]:
     """Carrying and reading: means over the first steps of a window, updates being read ahead during a gradient."""
-    device = state.parameters[0].device
 
     def carry(number: int) -> None:
         step = log.step(number)
-        state.apply([torch.zeros_like(parameter) for parameter in state.parameters], step.lr)
+        state.apply([torch.zeros_like(parameter, device=device) for parameter in state.parameters], step.lr)
 
     def read(number: int) -> None:
         there = trajectory.move_to(number + 1)
         if there is not None:
-            global_norm([p - q.detach() for p, q in zip(there, state.parameters, strict=True)])
+            global_norm([p - q.detach().to(device) for p, q in zip(there, state.parameters, strict=True)])
 
     carrying, reading = list[float](), list[float]()
     for number in range(window.start, min(window.start + 1 + _STEPS, window.end)):

@@ -60,6 +60,7 @@ class UnlearnOptions:
         output: folder for model and audit document; must not exist. None only with `dry_run`.
         model: where the base model lies now, or None for where it lay.
         device: where to compute, "cpu", "cuda" or "cuda:N"; None is the run's type of device, if it is there.
+        offload: keeps the sweep's training state, θ′ and the optimizer's state, in host memory; for accelerators.
         level: sample or batch; None chooses batch for `steps:` and sample otherwise.
         K: steps to carry after the last occurrence; None carries to the end, "auto" until the deviation has settled.
         oracle_sample: percent of the steps that are taken twice to estimate the relative error; 0 estimates nothing.
@@ -75,6 +76,7 @@ class UnlearnOptions:
         oracle: replays the counterfactual and reports the error against it.
         redact: makes the log that of the run without what is forgotten, and deletes what it was; needs secant, K=None
             and the propagation through the optimizer.
+        keep_states: states of the sweep in each window that are kept beside the model, for `audit verify`.
         ledger: also forgets what earlier requests named, as the log's ledger holds them, and enters these; False is for
             experiments.
         thresholds: where a result stops being good.
@@ -84,6 +86,7 @@ class UnlearnOptions:
     output: Path | None
     model: str | None = None
     device: str | None = None
+    offload: bool = False
     level: Level | None = None
     K: Steps = DEFAULT_K
     settle_tolerance: float = DEFAULT_SETTLE_TOLERANCE
@@ -97,6 +100,7 @@ class UnlearnOptions:
     oracle: bool = False
     oracle_sample: float = 0.0
     redact: bool = False
+    keep_states: int = 0
     ledger: bool = True
     thresholds: Thresholds = Thresholds()
 
@@ -128,14 +132,26 @@ class UnlearnOptions:
             raise UsageError("--output is missing: expected a folder for the model and its audit document")
         if not 0 <= self.oracle_sample <= 100:
             raise UsageError(f"--oracle-sample: expected 0 to 100 percent, found {self.oracle_sample}")
-        if self.oracle_sample and self.propagation is Propagation.PAPER:
+        if self.keep_states < 0:
+            raise UsageError(f"--keep-states: expected 0 or more, found {self.keep_states}")
+        if self.redact:
+            self._check_redaction()
+        if self.propagation is Propagation.PAPER:
+            self._check_paper()
+
+    def _check_paper(self) -> None:
+        if self.oracle_sample:
             raise UsageError(
                 "--oracle-sample takes steps with the optimizer twice, which --propagation paper doesn't take at all",
                 hint="use --oracle",
             )
-        if self.redact:
-            self._check_redaction()
-        if self.propagation is Propagation.PAPER and self.hessian_mode is HessianMode.SECANT:
+        for option, is_given in (("--offload", self.offload), ("--keep-states", self.keep_states)):
+            if is_given:
+                raise UsageError(
+                    f"{option} is for the state of the optimizer: --propagation paper doesn't carry any",
+                    hint=f"leave {option} out",
+                )
+        if self.hessian_mode is HessianMode.SECANT:
             raise UsageError(
                 "--propagation paper needs a Hessian: expected another --hessian-mode than secant",
                 hint="secant is exact with the default propagation",

@@ -39,6 +39,7 @@ class Plan:
         seconds: expected, from costs measured on this machine, or from the logged step times.
         parameter_memory_bytes: peak of what has the size of the parameters; activations come on top.
         activation_bytes: peak of what comes and goes in a step; None where it was not measured.
+        host_bytes: peak of the training states that are kept in host memory and not among the parameters' memory.
     """
 
     mode: HessianMode
@@ -52,6 +53,7 @@ class Plan:
     seconds: float
     parameter_memory_bytes: int
     activation_bytes: int | None
+    host_bytes: int
 
     @property
     def memory_bytes(self) -> int | None:
@@ -104,6 +106,9 @@ def make_plan(
     estimates = sum(_estimate_products(log, window, mode, rank) for window in windows) if not found.curvature else 0
     gradients_read = (found.given & {*lead_in}) | (found.gradients & carried)
     costs = _costs(log, replay, windows, mode, reads_rows=plain + gradients > 0)
+    kept = _kept_bytes(log, propagation, is_replayed=replayed > 0, is_sampled=is_linearized and bool(sampled))
+    passing = _passing_bytes(log, mode, rank, found)
+    is_offloaded = replay is not None and replay.offload
     reads = [
         read_steps(w, log.checkpoint_steps, looks(w, log.checkpoint_steps, mode, is_end_fixed=is_end_fixed))
         for w in windows
@@ -121,10 +126,9 @@ def make_plan(
             costs, mode, plain=plain, gradients=gradients, estimates=estimates,
             taken=len(lead_in) + len(carried), carried=len(carried), read=sum(map(len, reads)), windows=len(windows),
         ),
-        parameter_memory_bytes=_parameter_memory(
-            log, mode, rank, found, propagation, is_replayed=replayed > 0, is_sampled=is_linearized and bool(sampled)
-        ),
+        parameter_memory_bytes=passing + (_moved_bytes(log, is_replayed=replayed > 0) if is_offloaded else kept),
         activation_bytes=costs.activation_bytes,
+        host_bytes=kept + _vector_bytes(log) if is_offloaded else 0,
     )  # fmt: skip
 
 
@@ -214,7 +218,8 @@ def plan_lines(
 def _memory(plan: Plan) -> str:
     if plan.memory_bytes is None:
         return f"{plan.parameter_memory_bytes / 1e6:.1f} MB of parameters and state"
-    return f"{plan.memory_bytes / 1e6:.1f} MB of memory"
+    host = f", {plan.host_bytes / 1e6:.1f} MB in host memory" if plan.host_bytes else ""
+    return f"{plan.memory_bytes / 1e6:.1f} MB of memory{host}"
 
 
 def _replayed(log: TrainingLog, windows: Sequence[Window]) -> int:
@@ -256,31 +261,36 @@ def _bytes_to_read(
     return int(per_step * num_updates + per_checkpoint * num_checkpoints + of_curvature)
 
 
-def _parameter_memory(
-    log: TrainingLog,
-    mode: HessianMode,
-    rank: int,
-    found: Recorded,
-    propagation: Propagation,
-    *,
-    is_replayed: bool,
-    is_sampled: bool,
-) -> int:
-    """θ, θ′, a gradient and θ′'s optimizer state; δ where a product needs it; an estimate, and what it is made from.
+def _passing_bytes(log: TrainingLog, mode: HessianMode, rank: int, found: Recorded) -> int:
+    """θ, θ′ or v, and a gradient; δ, or θ - v, where a product needs it; an estimate, and what it is made from.
 
-    The paper's form holds δ and, where it is measured, θ - δ, but no optimizer's state. Where the run's θ is replayed,
-    that θ and its optimizer's state as well, beside the θ that was read last. A written mode holds its product, and
-    what a recorded gradient is decoded into. Eigenpairs take another vector for a product, and twice their size while
-    they are read, 3·rank + 1 vectors while they are made. Steps that are taken twice need another training state, and
-    their error.
+    A written mode holds its product, and what a recorded gradient is decoded into. Eigenpairs take another vector for a
+    product, and twice their size while they are read, 3·rank + 1 vectors while they are made.
     """
-    states = state_vectors(log.manifest.optimizer)
     estimate = 1 if mode in ESTIMATED else 0
     if mode is HessianMode.LOW_RANK:
         pairs = max((entry.pairs for entry in log.commit.curvature.values()), default=rank)
         estimate = 1 + (pairs + rank if found.curvature else 3 * rank + 1)
+    vectors = 3 + int(mode is not HessianMode.SECANT) + estimate + int(mode in WRITTEN) + int(bool(found.gradients))
+    return vectors * _vector_bytes(log)
+
+
+def _kept_bytes(log: TrainingLog, propagation: Propagation, *, is_replayed: bool, is_sampled: bool) -> int:
+    """What stays from step to step: θ′'s optimizer state, which the paper's form hasn't.
+
+    Where the run's θ is replayed, that θ and its optimizer's state as well, beside the θ that was read last. Steps that
+    are taken twice need another training state, and their error.
+    """
+    states = state_vectors(log.manifest.optimizer)
     own = states if propagation is Propagation.OPTIMIZER else 0
-    vectors = 3 + own + int(mode is not HessianMode.SECANT) + (1 + states) * is_replayed + estimate
-    vectors += (2 + states) * is_sampled
-    vectors += int(mode in WRITTEN) + int(bool(found.gradients))
-    return int(vectors * log.manifest.num_elements) * BIT_DTYPES[log.manifest.model.dtype].itemsize
+    return int((own + (1 + states) * is_replayed + (2 + states) * is_sampled) * _vector_bytes(log))
+
+
+def _moved_bytes(log: TrainingLog, *, is_replayed: bool) -> int:
+    """On the device of what is kept in host memory: a parameter with its state, and the θ that was replayed last."""
+    share = max(entry.num_elements for entry in log.manifest.parameters) / log.manifest.num_elements
+    return int(((1 + state_vectors(log.manifest.optimizer)) * share + is_replayed) * _vector_bytes(log))
+
+
+def _vector_bytes(log: TrainingLog) -> int:
+    return log.manifest.num_elements * BIT_DTYPES[log.manifest.model.dtype].itemsize

@@ -1,7 +1,7 @@
 """Two ways to carry a deviation through a step: the real optimizer, and the paper's form."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from lmcleaner.choices import HessianMode, Propagation
 from lmcleaner.formats.steps import Checkpoint, StepRecord
 from lmcleaner.training.batches import holds_forgotten
-from lmcleaner.training.state import Gradient, TrainingState
+from lmcleaner.training.state import Gradient
 from lmcleaner.training.vectors import evenly_spaced
 from lmcleaner.unlearning.prediction import Prediction
 from lmcleaner.unlearning.setting import Setting
@@ -49,7 +49,7 @@ class OptimizerCarrier(Carrier):
     def __init__(self, setting: Setting, prediction: Prediction, checkpoint: Checkpoint) -> None:
         """Begins with the run's own state, without deviation."""
         self._setting, self._prediction = setting, prediction
-        self.state = TrainingState(setting.replay.manifest, checkpoint, setting.replay.device)
+        self.state = setting.replay.state(checkpoint)
 
     def replay(self, number: int, step: StepRecord) -> None:
         """Takes a step of the run as it was, forgotten rows and all, while nothing has deviated yet."""
@@ -60,14 +60,26 @@ class OptimizerCarrier(Carrier):
         self._setting.spent.gradients += 1
         self.state.apply(self._setting.replay.gradient(step, self.state.parameters), step.lr)
 
+    def go_on_from(self, parameters: Sequence[Tensor]) -> None:
+        """Takes θ′ to the logged θ where a lead-in didn't give the run's bits: no deviation but the request's."""
+        for own, logged in zip(self.state.parameters, parameters, strict=True):
+            own.data.copy_(logged)
+
     def deviation(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """θ[t] - θ′[t], in float32 at least."""
-        return [_wide(p) - _wide(q.detach()) for p, q in zip(parameters, self.state.parameters, strict=True)]
+        return deviation(parameters, self.state.parameters)
 
     def advance(
         self, number: int, step: StepRecord, parameters: Sequence[Tensor] | None, *, measure: bool
     ) -> float | None:
         """One step of the counterfactual; see `Carrier.advance`."""
+        error = self._take(number, step, parameters, measure=measure)
+        self._setting.keeper.offer(number + 1, self.state)
+        return error
+
+    def _take(
+        self, number: int, step: StepRecord, parameters: Sequence[Tensor] | None, *, measure: bool
+    ) -> float | None:
         setting = self._setting
         setting.count_handled(number, step)
         if number in setting.forget_set.skipped:
@@ -81,9 +93,8 @@ class OptimizerCarrier(Carrier):
             return None
         # Before anything of its size is there, so that a sweep holds no more than θ, θ′, δ and a gradient.
         true = _elements(setting.gradient(step, self.state.parameters)) if measure else None
-        gradient = self._prediction.gradient(
-            number, step, parameters, [p - q.detach() for p, q in zip(parameters, self.state.parameters, strict=True)]
-        )
+        directions = [p - q for p, q in self._pairs(parameters)]
+        gradient = self._prediction.gradient(number, step, parameters, directions)
         error = relative_error(_elements(gradient), true) if true is not None else None
         self.state.apply(gradient, step.lr)
         return error
@@ -92,7 +103,11 @@ class OptimizerCarrier(Carrier):
         """Whether the gradient at θ′ is predicted from θ; not in secant mode, nor while θ′ is θ itself."""
         if self._setting.mode is HessianMode.SECANT:
             return False
-        return not all(torch.equal(p, q) for p, q in zip(parameters, self.state.parameters, strict=True))
+        return not all(torch.equal(p, q) for p, q in self._pairs(parameters))
+
+    def _pairs(self, parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """θ and θ′ of each parameter, where θ lies."""
+        return _on_one_device(parameters, self.state.parameters)
 
 
 class PaperCarrier(Carrier):
@@ -182,6 +197,11 @@ def make_carrier(propagation: Propagation, setting: Setting, prediction: Predict
     return OptimizerCarrier(setting, prediction, checkpoint)
 
 
+def deviation(parameters: Sequence[Tensor], counterfactual: Sequence[Tensor]) -> list[Tensor]:
+    """θ - θ′ where θ lies, in float32 at least."""
+    return [_wide(p) - _wide(q) for p, q in _on_one_device(parameters, counterfactual)]
+
+
 def relative_error(predicted: Tensor, true: Tensor) -> float:
     """‖predicted - true‖ / ‖true‖; 0 where both vanish."""
     true, predicted = true.double(), predicted.double()
@@ -192,6 +212,11 @@ def relative_error(predicted: Tensor, true: Tensor) -> float:
 def _elements(gradient: Gradient) -> Tensor:
     """Evenly spaced elements of a gradient; the backward pass reaches the same parameters in every mode."""
     return evenly_spaced([part for part in gradient if part is not None])
+
+
+def _on_one_device(parameters: Sequence[Tensor], others: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    own = (q.detach().to(p.device) for p, q in zip(parameters, others, strict=True))
+    return zip(parameters, own, strict=True)
 
 
 def _wide(tensor: Tensor) -> Tensor:

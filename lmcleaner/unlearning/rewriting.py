@@ -1,8 +1,7 @@
 """Replays a counterfactual run from step 0, and writes what it does into a log's next generation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,19 +13,11 @@ from lmcleaner.formats.generations import NextGeneration
 from lmcleaner.formats.steps import Checkpoint, StepRecord
 from lmcleaner.progress import Progress
 from lmcleaner.training.optimizers import optimizer_vectors
-from lmcleaner.training.state import TrainingState
+from lmcleaner.training.state import Gradient
 from lmcleaner.training.vectors import bits_of, joined_norm
 from lmcleaner.unlearning.counterfactual import Counterfactual
 
 NOTHING_CHANGED = "the log is as it was; redact it on the kind of machine and with the libraries that the run had"
-
-
-@dataclass(frozen=True, slots=True)
-class _Given:
-    """The gradient that the optimizer was given: its L2 norm, and its bit patterns where the log holds gradients."""
-
-    norm: float
-    bits: Bits | None
 
 
 class Rewriting:
@@ -42,9 +33,7 @@ class Rewriting:
         self._wanted, self._generation = wanted, generation
         self._checkpoints = wanted.checkpoints
         start = wanted.log.checkpoint(0)
-        self._state = TrainingState(wanted.replay.manifest, start, wanted.replay.device)
-        self._given: _Given | None = None
-        self._state.optimizer.register_step_pre_hook(self._before_step)
+        self._state = wanted.replay.state(start)
         generation.write_checkpoint(replace(start, generators=self._generators(0)))
 
     def run(self, progress: Progress) -> Bits:
@@ -79,25 +68,26 @@ class Rewriting:
         gradient, losses = replay.gradient_and_losses(step, self._state.parameters, replay.inputs(step))
         norms = [torch.linalg.vector_norm(part) for part in gradient if part is not None]
         unclipped = joined_norm(norms) if step.unclipped_norm is not None else None
-        self._state.apply(gradient, step.lr)
-        assert self._given is not None
+        self._state.clip(gradient)
+        norm = float(torch.nn.utils.get_total_norm([part for part in gradient if part is not None]))
+        given = self._to_record(gradient)
+        self._state.apply_given(gradient, step.lr)
         bits = bits_of(self._state.parameters)
         if number >= self._wanted.forget_set.steps[0]:
-            step = replace(_with_losses(step, losses), gradient_norm=self._given.norm, unclipped_norm=unclipped)
+            step = replace(_with_losses(step, losses), gradient_norm=norm, unclipped_norm=unclipped)
         elif array_digest(bits) != self._wanted.log.parameters_digest(number + 1):
             raise self._inexact(f"the parameters after step {number}")
-        self._generation.append(step, bits, self._given.bits)
+        self._generation.append(step, bits, given)
         if self._generation.num_steps in self._checkpoints:
             self._write_checkpoint(bits)
         return bits
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Takes what the optimizer is given, as the recorder did; the step may change it."""
-        parameters, bits = self._state.parameters, None
-        norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-        if self._wanted.log.manifest.gradients != "none":
-            bits = bits_of(p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters)
-        self._given = _Given(norm, bits)
+    def _to_record(self, gradient: Gradient) -> Bits | None:
+        """Bit patterns of what the optimizer is given, if the log holds gradients; the step may change it."""
+        if self._wanted.log.manifest.gradients == "none":
+            return None
+        pairs = zip(gradient, self._state.parameters, strict=True)
+        return bits_of(torch.zeros_like(p) if part is None else part for part, p in pairs)
 
     def _write_checkpoint(self, bits: Bits) -> None:
         step, state = self._generation.num_steps, self._state

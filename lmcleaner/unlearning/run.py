@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from lmcleaner.audit.document import Outcome, make_document
+from lmcleaner.audit.files import FILES, file_digests
 from lmcleaner.audit.oracle import compare_with_oracle, replay_counterfactual
 from lmcleaner.audit.requests import request_documents
 from lmcleaner.choices import DEFAULT_RANK, HessianMode
@@ -33,6 +34,7 @@ from lmcleaner.unlearning.combine import Correction
 from lmcleaner.unlearning.counterfactual import Counterfactual
 from lmcleaner.unlearning.earlier import earlier_requests
 from lmcleaner.unlearning.entering import Desk, not_entered, open_desk
+from lmcleaner.unlearning.kept import StateKeeper, keeping_states
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.plan import Plan, make_plan, plan_lines
 from lmcleaner.unlearning.redaction import open_to_redact, redaction
@@ -105,7 +107,7 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
         if options.output is not None:
             check_free(options.output)
         memory = PeakMemory(replay_device(log.manifest, options.device))
-        replay = open_replay(log.manifest, options.model, options.device)
+        replay = open_replay(log.manifest, options.model, options.device, offload=options.offload)
         trials: tuple[Trial, ...] = ()
         if options.tolerance is not None and not options.dry_run:
             options, trials = choose_mode(log, replay, forget_set, windows, options, progress)
@@ -203,13 +205,14 @@ def _unlearned(
     log, forget_set = desk.log, planned.forget_set
     for difference in unrestorable(log.manifest, replay.device):
         progress.say(f"replay may differ in the last bits: {difference}")
-    with restored_numerics(log.manifest.numerics):
-        document, unlearned = _run(log, replay, planned, trials, memory, options, progress)
+    assert options.output is not None
+    with restored_numerics(log.manifest.numerics), keeping_states(options.output, options.keep_states) as keeper:
+        document, unlearned = _run(log, replay, planned, trials, keeper, memory, options, progress)
         if not options.redact:
-            return _write(desk, replay, unlearned, document, forget_set, options)
+            return _write(desk, replay, unlearned, document, forget_set, keeper, options)
         wanted = Counterfactual(log=log, replay=replay, forget_set=forget_set, denominator=options.denominator)
         with redaction(wanted, unlearned, progress) as prepared:
-            document = _write(desk, replay, unlearned, document, forget_set, options)
+            document = _write(desk, replay, unlearned, document, forget_set, keeper, options)
             prepared.commit(sha256_hex(encode_audit(document)), read_ledger(log))
     return document
 
@@ -219,6 +222,7 @@ def _run(
     replay: ReplayModel,
     planned: UnlearnResult,
     trials: tuple[Trial, ...],
+    keeper: StateKeeper,
     memory: PeakMemory,
     options: UnlearnOptions,
     progress: Progress,
@@ -227,7 +231,7 @@ def _run(
     forget_set, plan = planned.forget_set, planned.plan
     memory.restart()
     started = time.perf_counter()
-    setting = Setting(replay, forget_set, options.hessian_mode, options.denominator, options.damping)
+    setting = Setting(replay, forget_set, options.hessian_mode, options.denominator, options.damping, keeper)
     correction = Correction()
     progress.begin("unlearning", plan.steps)
     reports = sweep(log, setting, options, correction, progress)
@@ -261,6 +265,7 @@ def _write(
     unlearned: Sequence[Tensor],
     document: Document,
     forget_set: ForgetSet,
+    keeper: StateKeeper,
     options: UnlearnOptions,
 ) -> Document:
     """Writes the output folder and enters its requests; the audit document as it was written."""
@@ -271,7 +276,8 @@ def _write(
         replay.point_to(unlearned)
         replay.module.save_pretrained(folder)  # type: ignore[operator]
         load_tokenizer(source).save_pretrained(folder)
-        document, failure = desk.prepare(document, forget_set, held)
+        keeper.move_to(folder)
+        document, failure = desk.prepare(document | {FILES: file_digests(folder)}, forget_set, held)
         content = encode_audit(document)
         write_audit(folder / AUDIT_FILE, content)
         for place, own in request_documents(document, sha256_hex(content)).items():

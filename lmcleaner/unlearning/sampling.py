@@ -89,7 +89,7 @@ class SampledOracle:
         if self._error is None:
             return None
         error = [part * ((num_carried - 1) / self._sampled) for part in self._error]
-        true = global_norm([d - part for d, part in zip(deviation, error, strict=True)])
+        true = global_norm([d - part.to(d.device) for d, part in zip(deviation, error, strict=True)])
         return global_norm(error) / true if true else float("inf")
 
     def _add(self, difference: list[Tensor]) -> None:

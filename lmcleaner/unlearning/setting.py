@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import Tensor
 
@@ -9,6 +10,7 @@ from lmcleaner.choices import Denominator, HessianMode
 from lmcleaner.formats.steps import StepRecord
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.state import Gradient
+from lmcleaner.unlearning.kept import StateKeeper
 from lmcleaner.unlearning.request import ForgetSet
 
 
@@ -37,6 +39,7 @@ class Setting:
         mode: how gradients are found.
         denominator: what the counterfactual divides by.
         damping: λ.
+        keeper: keeps some of the states.
         spent: counts the work.
     """
 
@@ -45,6 +48,7 @@ class Setting:
     mode: HessianMode
     denominator: Denominator
     damping: float
+    keeper: StateKeeper = field(default_factory=lambda: StateKeeper(Path(), 0))
     spent: Spent = field(default_factory=Spent)
 
     def gradient(self, step: StepRecord, parameters: Sequence[Tensor]) -> Gradient:

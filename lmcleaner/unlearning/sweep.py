@@ -4,18 +4,18 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from torch import Tensor
 
 from lmcleaner.choices import DEFAULT_RANK, HessianMode
-from lmcleaner.formats.canonical import array_digest
 from lmcleaner.formats.errors import DivergedError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.steps import StepRecord
 from lmcleaner.progress import Progress
-from lmcleaner.training.vectors import bits_of, global_norm
+from lmcleaner.training.state import TrainingState
+from lmcleaner.training.vectors import digest_of, global_norm
 from lmcleaner.unlearning.combine import Correction
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.prediction import make_prediction
@@ -51,6 +51,8 @@ class WindowReport:
         estimated_error: relative error up to the window's end as the sampled oracle estimates it; None where it was not
             asked for.
         replay_exact: whether every lead-in step gave the run's bits; None without a lead-in.
+        states: steps before which the sweep's state was kept.
+        counterfactual: digest of θ′ at the end, hexadecimal; None in the paper's form, which has none.
     """
 
     window: Window
@@ -67,6 +69,8 @@ class WindowReport:
     curvature_captured: float | None
     estimated_error: float | None
     replay_exact: bool | None
+    states: tuple[int, ...]
+    counterfactual: str | None
 
     @property
     def linearization_error(self) -> float | None:
@@ -153,7 +157,8 @@ def sweep_window(
     rank = options.rank or DEFAULT_RANK
     prediction = make_prediction(log, setting, rank)
     carrier = make_carrier(options.propagation, setting, prediction, log.checkpoint(window.start))
-    before = setting.spent.gradients, setting.spent.products, setting.spent.handled
+    setting.keeper.begin(window)
+    before = replace(setting.spent)
     replay_exact = _lead_in(log, window, carrier, progress)
     data_free = is_data_free(log, setting.forget_set, window, setting.mode, rank)
     tolerance = options.settle_tolerance if options.K == "auto" else None
@@ -172,18 +177,16 @@ def sweep_window(
                 break
     deviation = carrier.deviation(walk.known(window.end))
     estimated = sampled.relative_error(deviation, window.num_carried) if sampled is not None else None
-    if window.end == log.num_steps and isinstance(carrier, OptimizerCarrier):
-        correction.set_counterfactual([parameter.detach() for parameter in carrier.state.parameters])
-    else:
-        correction.add(deviation)
+    state = carrier.state if isinstance(carrier, OptimizerCarrier) else None
+    _hand_over(state if window.end == log.num_steps else None, deviation, correction)
     return WindowReport(
         window=window,
         v0_norm=walk.norms.get(window.first + 1),
         v_peak_norm=max(walk.norms.values()),
         v_norm=walk.norms[window.end],
-        gradients=setting.spent.gradients - before[0],
-        products=setting.spent.products - before[1],
-        handled=setting.spent.handled - before[2],
+        gradients=setting.spent.gradients - before.gradients,
+        products=setting.spent.products - before.products,
+        handled=setting.spent.handled - before.handled,
         marks=walk.errors,
         settled=walk.settling.moved,
         left_out=0.0 if window.end == log.num_steps else walk.settling.left_out,
@@ -191,7 +194,17 @@ def sweep_window(
         curvature_captured=prediction.captured,
         estimated_error=0.0 if options.oracle_sample and setting.mode is HessianMode.SECANT else estimated,
         replay_exact=replay_exact,
+        states=setting.keeper.finish(window.end, state) if state is not None else (),
+        counterfactual=digest_of(state.parameters).hex() if state is not None else None,
     )
+
+
+def _hand_over(final: TrainingState | None, deviation: list[Tensor], correction: Correction) -> None:
+    """Gives a window's result to the correction: θ′[τ] itself where the window ends with it."""
+    if final is None:
+        correction.add(deviation)
+    else:
+        correction.set_counterfactual([parameter.detach() for parameter in final.parameters])
 
 
 def _sampled_oracle(
@@ -210,8 +223,7 @@ def _lead_in(log: TrainingLog, window: Window, carrier: Carrier, progress: Progr
     for number in range(window.start, window.first):
         if isinstance(carrier, OptimizerCarrier):
             carrier.replay(number, log.step(number))
-            digest = array_digest(bits_of(carrier.state.parameters))
-            is_exact = is_exact and digest == log.parameters_digest(number + 1)
+            is_exact = is_exact and digest_of(carrier.state.parameters) == log.parameters_digest(number + 1)
         progress.advance()
     return is_exact if window.num_lead_in and isinstance(carrier, OptimizerCarrier) else None
 
@@ -249,10 +261,8 @@ class _Walk:
             self.errors[number] = _finite(error, number)
 
     def drop_drift(self) -> None:
-        """Goes on from the logged θ where the lead-in didn't give the run's bits: no deviation but the request's."""
         if self._here is not None and isinstance(self._carrier, OptimizerCarrier):
-            for own, logged in zip(self._carrier.state.parameters, self._here, strict=True):
-                own.data.copy_(logged)
+            self._carrier.go_on_from(self._here)
 
     def known(self, step: int) -> list[Tensor]:
         assert self._here is not None, step  # a window ends where θ is known

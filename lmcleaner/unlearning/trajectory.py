@@ -84,7 +84,7 @@ class ReplayedTrajectory(Trajectory):
             return read
         if self._state is None:
             self._step = self._log.nearest_checkpoint(step)
-            self._state = TrainingState(self._log.manifest, self._log.checkpoint(self._step), self._replay.device)
+            self._state = self._replay.state(self._log.checkpoint(self._step))
         assert step >= self._step
         for between in range(self._step, step):
             record = self._log.step(between)
@@ -93,7 +93,7 @@ class ReplayedTrajectory(Trajectory):
             else:
                 self._state.apply(self._replay.gradient(record, self._state.parameters), record.lr)
         self._step = step
-        return [parameter.detach() for parameter in self._state.parameters]
+        return [parameter.detach().to(self._replay.device) for parameter in self._state.parameters]
 
     def close(self) -> None:
         """See `Trajectory.close`."""

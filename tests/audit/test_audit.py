@@ -131,9 +131,18 @@ def test_a_bent_document_fails(case: str, copied: Path, adamw_run: TinyRun) -> N
     assert check in _failed(report)
 
 
+def _forget_files(folder: Path) -> None:
+    """Makes the document one that names no files, as earlier releases wrote it."""
+    document = json.loads((folder / "audit.json").read_text())
+    del document["files"]
+    (folder / "audit.json").write_text(json.dumps(document))
+
+
 def test_old_weights_in_the_folder_fail(copied: Path, adamw_run: TinyRun) -> None:
     """The reference implementation wrote the trained weights back and reported success."""
     shutil.copy(adamw_run.trained / "model.safetensors", copied / "model.safetensors")
+    assert set(_failed(audit_model(copied, adamw_run.log))) == {"files"}
+    _forget_files(copied)
     assert {"model", "change"} <= set(_failed(audit_model(copied, adamw_run.log)))
 
 
@@ -142,6 +151,8 @@ def test_one_changed_weight_fails(copied: Path, adamw_run: TinyRun) -> None:
     name = next(iter(weights))
     weights[name].view(-1)[0] = torch.nextafter(weights[name].view(-1)[0], torch.tensor(9.0))
     save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
+    assert set(_failed(audit_model(copied, adamw_run.log))) == {"files"}
+    _forget_files(copied)
     assert "model" in _failed(audit_model(copied, adamw_run.log))
 
 

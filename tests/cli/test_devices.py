@@ -13,7 +13,7 @@ from lmcleaner.cli.main import app
 from lmcleaner.formats.audit_document import read_audit
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.training.numerics import replay_device, unrestorable
-from tiny_runs import TinyRun, parameters_in, same_bits, unlearn_tiny
+from tiny_runs import TinyRun, parameters_in, record_tiny, same_bits, unlearn_tiny, write_base_model
 
 
 def _run(*arguments: object) -> Result:
@@ -49,6 +49,30 @@ def test_a_device_that_is_not_here_is_refused(command: str, device: str, adamw_r
     assert "no such device: --device: expected one of cpu" in done.stderr
     assert f"found '{device}'" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_on_the_cpu_there_is_nothing_to_offload(adamw_run: TinyRun, tmp_path: Path) -> None:
+    done = _run(*_commands(adamw_run, tmp_path / "out")["unlearn"], "--offload")
+    assert done.exit_code == 2
+    assert "expected an accelerator to compute on, found cpu" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("mode", ["secant", "GGN", "low_rank"])
+def test_a_state_in_host_memory_gives_the_same_bits_and_leaves_room_on_the_device(mode: str, tmp_path: Path) -> None:
+    base = write_base_model(tmp_path / "base", hidden_size=256, intermediate_size=1024, num_hidden_layers=4)
+    run, made = record_tiny(base, tmp_path), {}
+    for offload in (False, True):
+        output = tmp_path / str(offload)
+        made[offload] = unlearn_tiny(run, output, mode, device="cuda", offload=offload, ledger=False)
+    assert same_bits(parameters_in(tmp_path / "False"), parameters_in(tmp_path / "True"))
+    peaks = {output: read_audit(tmp_path / str(output))["timing"]["peak_memory_bytes"] for output in made}
+    states = 2 * 4 * run.open().manifest.num_elements  # of AdamW
+    assert peaks[True] < peaks[False] - states / 2
+    for offload, result in made.items():
+        assert peaks[offload] == pytest.approx(result.plan.memory_bytes, rel=0.25)
 
 
 def test_curvature_is_estimated_where_it_is_told_to(adamw_run: TinyRun, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ class Size:
 
     @property
     def tolerance(self) -> float:
-        """transformers' label smoothing sums in float32."""
+        """Transformers' label smoothing sums in float32."""
         return 1e-6 if self.smoothing else TOLERANCE
 
 

@@ -10,7 +10,8 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LabelSmoother
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from lmcleaner.choices import HessianMode
 from lmcleaner.formats.errors import InsufficientLogError, UsageError
@@ -127,7 +128,7 @@ def test_sft_trainer_smooths_labels_as_trainer_does(base_model: Path, tmp_path: 
 
 def test_dft_has_no_curvature_and_says_so(base_model: Path, tmp_path: Path) -> None:
     log = train_sft(base_model, tmp_path, loss_type="dft")
-    request = {"forget": log.step(0).samples[0].digest.hex(), "output": tmp_path / "out", "K": None}
+    request: dict[str, Any] = {"forget": log.step(0).samples[0].digest.hex(), "output": tmp_path / "out", "K": None}
     for options in ({"hessian_mode": HessianMode.GGN}, {"hessian_mode": HessianMode.SECANT, "tolerance": 0.5}):
         with pytest.raises(InsufficientLogError, match="the run's loss has no curvature") as caught:
             unlearn(log.store, UnlearnOptions(**request, **options))

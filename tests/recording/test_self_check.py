@@ -100,31 +100,55 @@ def _moved(model: nn.Module) -> None:
         next(model.parameters()).add_(1e-2)
 
 
-def test_a_parameter_that_changes_between_two_steps_is_found(base_model: Path, tmp_path: Path) -> None:
-    found = Loop(base_model, tmp_path / "log").run(between=_moved)
-    assert found.state == "no"
-    assert "a replay of step 1 gives other parameters than the run had" in found.why
-    _refused(tmp_path / "log", tmp_path / "out", found.why)
+def _moved_by_another_optimizer(model: nn.Module) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    sum(parameter.square().sum() for parameter in model.parameters()).backward()  # type: ignore[union-attr]
+    optimizer.step()
+    optimizer.zero_grad()
 
 
-def test_a_loss_that_the_loop_adds_to_is_found(base_model: Path, tmp_path: Path) -> None:
-    found = Loop(base_model, tmp_path / "log").run(penalty=0.1)
+def _shifted(module: nn.Module, inputs: Any) -> Any:
+    return (inputs[0].roll(1, dims=-1),)
+
+
+def _noisy(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output + 0.1 * torch.randn_like(output)
+
+
+def _augmented(loop: Loop) -> SelfCheck:
+    with loop.model.get_input_embeddings().register_forward_pre_hook(_shifted):
+        return loop.run()
+
+
+def _with_noise(loop: Loop) -> SelfCheck:
+    with loop.model.get_input_embeddings().register_forward_hook(_noisy):
+        return loop.run()
+
+
+FORWARD = "the model returned another loss: its inputs were changed on their way, or noise was put into it"
+BETWEEN = "something else than the optimizer changed the parameters between two steps"
+BACKWARD = "the model returned the same loss: the loop added to it, or changed gradients"
+
+PLANTED: dict[str, tuple[Callable[[Loop], SelfCheck], int, str]] = {
+    "a loss that the loop adds to": (lambda loop: loop.run(penalty=0.1), 0, BACKWARD),
+    "a parameter that changes between two steps": (lambda loop: loop.run(between=_moved), 1, BETWEEN),
+    "a second optimizer": (lambda loop: loop.run(between=_moved_by_another_optimizer), 1, BETWEEN),
+    "inputs that are augmented behind the recorder": (_augmented, 0, FORWARD),
+    "noise in the embeddings": (_with_noise, 0, FORWARD),
+}
+
+
+@pytest.mark.parametrize(("run", "step", "cause"), PLANTED.values(), ids=PLANTED)
+def test_what_no_hook_sees_is_found_and_named(
+    run: Callable[[Loop], SelfCheck], step: int, cause: str, base_model: Path, tmp_path: Path
+) -> None:
+    found = run(Loop(base_model, tmp_path / "log"))
     assert found.state == "no"
     assert found.error is not None
     assert found.error > 0.01
-    _refused(tmp_path / "log", tmp_path / "out", "a replay of step 0")
-
-
-def test_noise_in_the_embeddings_is_found(base_model: Path, tmp_path: Path) -> None:
-    loop = Loop(base_model, tmp_path / "log")
-
-    def noisy(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        return output + 0.1 * torch.randn_like(output)
-
-    handle = loop.model.get_input_embeddings().register_forward_hook(noisy)
-    found = loop.run()
-    handle.remove()
-    assert found.state == "no"
+    assert f"a replay of step {step} gives other parameters than the run had" in found.why
+    assert cause in found.why
+    _refused(tmp_path / "log", tmp_path / "out", found.why)
 
 
 def test_a_small_difference_is_said_and_the_log_still_serves(base_model: Path, tmp_path: Path) -> None:

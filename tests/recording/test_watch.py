@@ -1,7 +1,6 @@
-"""A training that doesn't know of it is recorded bit for bit, whoever starts to watch it."""
+"""A training that doesn't know of it is watched, whoever starts to watch; what can't be recorded is refused."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,58 +8,16 @@ import pytest
 import torch
 import torch.nn.modules.module as torch_modules
 import torch.optim.optimizer as torch_optimizers
-from accelerate import Accelerator  # type: ignore[import-untyped]
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from torch import nn
+from trainings import STEPS, Run, batches, by_trainer
+from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
-from lmcleaner.choices import HessianMode
 from lmcleaner.formats.errors import UsageError
-from lmcleaner.formats.layout import TABLES
 from lmcleaner.formats.reader import TrainingLog
-from lmcleaner.formats.samples import IGNORED_LABEL, Sample
 from lmcleaner.inspection.verify import verify
 from lmcleaner.recording.callback import LMCleanerCallback
 from lmcleaner.recording.logger import TrainingLogger
 from lmcleaner.recording.watch import Watch, WatchOptions
-from lmcleaner.unlearning.options import UnlearnOptions
-from lmcleaner.unlearning.run import unlearn
-from tiny_runs import parameters_in
-
-STEPS, ROWS, LENGTH, PADDING = 6, 3, 8, 2
-MAX_NORM = 0.5
-FORGOTTEN = ((0, 1), (4, 2))  # microbatch and row
-Batch = dict[str, Tensor]
-Forgotten = Iterable[tuple[int, int]]
-
-
-def batches(count: int, forgotten: Forgotten = ()) -> list[Batch]:
-    """Right-padded rows of different lengths; forgotten ones have no labels."""
-    found = []
-    for number in range(count):
-        generator = torch.Generator().manual_seed(number)
-        tokens = torch.randint(3, 20, (ROWS, LENGTH), generator=generator)
-        lengths = torch.randint(4, LENGTH + 1, (ROWS, 1), generator=generator)
-        mask = (torch.arange(LENGTH) < lengths).long()
-        labels = tokens.masked_fill(mask == 0, IGNORED_LABEL)
-        for row in (row for at, row in forgotten if at == number):
-            labels[row] = IGNORED_LABEL
-        found.append({
-            "input_ids": tokens.masked_fill(mask == 0, PADDING),
-            "attention_mask": mask,
-            "labels": labels,
-        })  # fmt: skip
-    return found
-
-
-def digests() -> str:
-    """The forgotten rows, by their content."""
-    whole = batches(STEPS * 3)
-    found = []
-    for at, row in FORGOTTEN:
-        size = int(whole[at]["attention_mask"][row].sum())
-        tokens, labels = (whole[at][name][row, :size].int().numpy() for name in ("input_ids", "labels"))
-        found.append(Sample(tokens, labels).digest.hex())
-    return ",".join(found)
 
 
 def load(base: Path) -> Any:
@@ -69,164 +26,6 @@ def load(base: Path) -> Any:
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-2)
-
-
-def counted(batch: Batch) -> Tensor:
-    """The denominator of all rows, those without labels too, so that a run without them divides by the same."""
-    return batch["attention_mask"][:, 1:].sum()
-
-
-def plain_loop(base: Path, forgotten: Forgotten = (), after: Callable[..., None] | None = None) -> Any:
-    """As anybody would write it: clips, moves a schedule on, doesn't accumulate."""
-    model = load(base)
-    optimizer = optimizer_of(model)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=STEPS)
-    for step, (batch, whole) in enumerate(zip(batches(STEPS, forgotten), batches(STEPS), strict=True)):
-        model(**batch, num_items_in_batch=counted(whole)).loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
-        optimizer.step()
-        if after is not None:
-            after(step_id=step, batch_id=step, eta=schedule.get_last_lr()[0], model=model)
-        schedule.step()
-        optimizer.zero_grad()
-    return model
-
-
-def accumulating_loop(base: Path, forgotten: Forgotten = (), after: Callable[..., None] | None = None) -> Any:
-    """Divides each microbatch's mean by their number, and gives arguments by place."""
-    model = load(base)
-    optimizer = optimizer_of(model)
-    pairs = list(zip(batches(STEPS * 3, forgotten), batches(STEPS * 3), strict=True))
-    for step in range(STEPS):
-        for batch, whole in pairs[3 * step : 3 * step + 3]:
-            inputs = batch["input_ids"], batch["attention_mask"]
-            loss = model(*inputs, labels=batch["labels"], num_items_in_batch=counted(whole)).loss
-            (loss / 3).backward()
-        optimizer.step()
-        if after is not None:
-            after(step_id=step, batch_id=f"batch {step}", eta=1e-2, model=model)
-        optimizer.zero_grad(set_to_none=True)
-    return model
-
-
-def accelerate_loop(base: Path, forgotten: Forgotten = (), after: Callable[..., None] | None = None) -> Any:
-    """With Accelerate's optimizer, accumulation and clipping."""
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=3)
-    model = load(base)
-    model, optimizer = accelerator.prepare(model, optimizer_of(model))
-    step = 0
-    for batch, whole in zip(batches(STEPS * 3, forgotten), batches(STEPS * 3), strict=True):
-        with accelerator.accumulate(model):
-            accelerator.backward(model(**batch, num_items_in_batch=counted(whole)).loss)
-            if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(model.parameters(), MAX_NORM)
-            optimizer.step()
-            if accelerator.sync_gradients and after is not None:
-                after(step_id=step, batch_id=step, eta=1e-2, model=accelerator.unwrap_model(model))
-            step += accelerator.sync_gradients
-            optimizer.zero_grad()
-    return accelerator.unwrap_model(model)
-
-
-class CountingTrainer(Trainer):
-    """Divides by all rows, those without labels too."""
-
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Batch], Any]:
-        found, _ = super().get_batch_samples(*args, **kwargs)
-        return found, sum(counted(batch) for batch in found)
-
-
-def trainer_of(base: Path, scratch: Path, forgotten: Forgotten = (), **options: Any) -> Trainer:
-    rows = [
-        {name: value[row] for name, value in batch.items()}
-        for batch in batches(STEPS * 2, forgotten)
-        for row in range(ROWS)
-    ]
-    arguments = TrainingArguments(
-        output_dir=str(scratch), num_train_epochs=1, per_device_train_batch_size=ROWS, gradient_accumulation_steps=2,
-        learning_rate=1e-2, max_grad_norm=MAX_NORM, use_cpu=True, report_to=[], disable_tqdm=True, save_strategy="no",
-        logging_strategy="no", dataloader_pin_memory=False,
-    )  # fmt: skip
-    return CountingTrainer(model=load(base), args=arguments, train_dataset=rows, **options)
-
-
-Loop = Callable[..., Any]
-LOOPS: dict[str, Loop] = {"plain": plain_loop, "accumulating": accumulating_loop, "Accelerate": accelerate_loop}
-every_loop = pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
-
-
-def by_watch(loop: Loop, base: Path, log: Path) -> Any:
-    with Watch(str(log), WatchOptions(checkpoint_every=4)):
-        return loop(base)
-
-
-def by_logger(loop: Loop, base: Path, log: Path) -> Any:
-    logger = TrainingLogger(log, max_steps=STEPS, mode="sample", save_interval=4)
-    model = loop(base, after=logger.register_step)
-    logger.save_to_disk()
-    return model
-
-
-WAYS = {"watch": by_watch, "logger": by_logger}
-every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-
-
-def bits(model: Any) -> dict[str, Tensor]:
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-
-def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
-
-
-def check(log: Path, retrained: Any, output: Path) -> None:
-    """The log replays bit for bit, and forgetting rows gives the bits of a training without them."""
-    opened = TrainingLog(log)
-    found = verify(opened, replay_steps=opened.num_steps)
-    assert found.is_sound
-    assert found.replay is not None
-    assert found.replay.num_exact == opened.num_steps
-    options = UnlearnOptions(forget=digests(), output=output, K=None, hessian_mode=HessianMode.SECANT)
-    result = unlearn(log, options)
-    assert result.is_good
-    assert same(parameters_in(output), bits(retrained))
-
-
-@every_loop
-@every_way
-def test_a_recorded_loop_is_what_it_is_and_forgets_as_a_retraining_does(
-    way: Callable[..., Any], loop: Loop, base_model: Path, tmp_path: Path
-) -> None:
-    recorded = way(loop, base_model, tmp_path / "log")
-    assert same(bits(recorded), bits(loop(base_model)))
-    check(tmp_path / "log", loop(base_model, FORGOTTEN), tmp_path / "out")
-
-
-def test_a_trainer_is_recorded_by_its_callback(base_model: Path, tmp_path: Path) -> None:
-    trainer = trainer_of(
-        base_model, tmp_path, callbacks=[LMCleanerCallback(tmp_path / "log", WatchOptions(checkpoint_every=4))]
-    )
-    trainer.train()
-    plain, retrained = trainer_of(base_model, tmp_path), trainer_of(base_model, tmp_path, FORGOTTEN)
-    plain.train()
-    retrained.train()
-    assert same(bits(trainer.model), bits(plain.model))
-    assert TrainingLog(tmp_path / "log").manifest.planned_steps == STEPS
-    check(tmp_path / "log", retrained.model, tmp_path / "out")
-
-
-@every_loop
-def test_all_ways_write_the_same_log(loop: Loop, base_model: Path, tmp_path: Path) -> None:
-    for name, way in WAYS.items():
-        way(loop, base_model, tmp_path / name)
-    logs = [TrainingLog(tmp_path / name) for name in WAYS]
-    contents = [
-        [log.table(table.name).tobytes() for table in TABLES if table.name not in {"steps/seconds"}] for log in logs
-    ]
-    assert contents[0] == contents[1]
-    manifests = [replace(log.manifest, created="", training={}, planned_steps=None) for log in logs]
-    assert manifests[0] == manifests[1]
-    assert logs[0].parameters(STEPS).tobytes() == logs[1].parameters(STEPS).tobytes()
 
 
 def two_steps(model: Any, optimizer: torch.optim.Optimizer, factor: float = 1.0) -> None:
@@ -326,13 +125,11 @@ def test_a_training_that_fails_keeps_its_complete_steps(base_model: Path, tmp_pa
 
 def test_a_trainer_that_fails_can_be_closed(base_model: Path, tmp_path: Path) -> None:
     callback = LMCleanerCallback(tmp_path / "log")
-    trainer = trainer_of(base_model, tmp_path, callbacks=[callback])
-    trainer.add_callback(StopAfter(3))
     with pytest.raises(InterruptedError):
-        trainer.train()
+        by_trainer(Run(base=base_model, accumulation=1, callbacks=(callback, StopAfter(3))))
     callback.close()
-    assert TrainingLog(tmp_path / "log").num_steps == 3
-    assert not TrainingLog(tmp_path / "log").commit.finished
+    log = TrainingLog(tmp_path / "log")
+    assert (log.num_steps, log.commit.finished, log.manifest.planned_steps) == (3, False, STEPS)
 
 
 class StopAfter(TrainerCallback):

@@ -22,7 +22,16 @@ from lmcleaner.recording.describe import RunDescription
 from lmcleaner.recording.options import RecordOptions
 from lmcleaner.recording.recorder import Recorder
 from lmcleaner.training.eight_bit import NAMES
-from lmcleaner.training.optimizers import SUPPORTED, describe_optimizer, optimizer_kind, state_vectors
+from lmcleaner.training.offload import OffloadedState
+from lmcleaner.training.optimizers import (
+    SUPPORTED,
+    describe_optimizer,
+    optimizer_kind,
+    optimizer_vectors,
+    state_vectors,
+)
+from lmcleaner.training.replay import open_replay
+from lmcleaner.training.vectors import bits_of
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.run import unlearn
 from tiny_runs import parameters_in, record_tiny
@@ -135,6 +144,28 @@ def test_secant_gives_the_bits_of_training_without_the_rows(kind: Kind, base_mod
     train(retrained, optimizer, FORGOTTEN)
     unlearned = parameters_in(tmp_path / "out")
     assert all(torch.equal(p, unlearned[name]) for name, p in retrained.named_parameters())
+
+
+@every_kind
+def test_a_step_that_takes_one_parameter_after_the_other_has_the_same_bits(
+    kind: Kind, base_model: Path, tmp_path: Path
+) -> None:
+    log = TrainingLog(record(base_model, tmp_path, kind))
+    replay = open_replay(log.manifest)
+    whole, by_parameter = (
+        replay.state(log.checkpoint(0)),
+        OffloadedState(log.manifest, log.checkpoint(0), replay.device),
+    )
+    for number in range(STEPS):
+        step = log.step(number)
+        whole.apply(replay.gradient(step, whole.parameters), step.lr)
+        by_parameter.apply(replay.gradient(step, by_parameter.parameters), step.lr)
+    assert bits_of(whole.parameters).tobytes() == bits_of(by_parameter.parameters).tobytes()
+    left, right = (optimizer_vectors(state.optimizer, state.parameters) for state in (whole, by_parameter))
+    assert {name: bits.tobytes() for name, bits in left.vectors.items()} == {
+        name: bits.tobytes() for name, bits in right.vectors.items()
+    }
+    assert all((values == right.scalars[name]).all() for name, values in left.scalars.items())
 
 
 @every_kind

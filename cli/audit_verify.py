@@ -1,0 +1,77 @@
+"""`lmcleaner audit verify` and `lmcleaner audit sign`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lmcleaner.cli.audit import Folder, LogOption, default_log, print_checks, report_json
+from lmcleaner.cli.console import Reporter, print_json, print_text
+from lmcleaner.cli.shared import AsJson, Config, Device, Model, Quiet, parse_steps
+
+
+def verify(
+    folder: Folder,
+    log: LogOption = None,
+    steps: Annotated[
+        str,
+        typer.Option(metavar="N|all", help="About how many steps of the sweep to take again; one stretch at least."),
+    ] = "20",
+    seed: Annotated[int | None, typer.Option(help="Draws the stretches that an earlier verification told.")] = None,
+    public_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The document must be signed, and this be the signer's key in PEM."),
+    ] = None,
+    model: Model = None,
+    device: Device = None,
+    config: Config = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check everything that audit checks, every byte of log and folder, and take a random part of the sweep again.
+
+    States that `unlearn --keep-states N` kept divide a window into N stretches; without them it is taken as a whole.
+
+    Example: `lmcleaner audit verify my-unlearned-model --log my-log`
+    """
+    from lmcleaner.audit.verify import VerifyOptions, verify_audit
+
+    number = parse_steps(steps, "--steps")
+    options = VerifyOptions(steps=number, seed=seed, public_key=public_key, model=model, device=device)
+    with Reporter(quiet=quiet or as_json) as reporter:
+        report = verify_audit(folder, log or default_log(folder), options, reporter)
+    if as_json:
+        print_json(report_json(report) | {"sweep": report.sweep})
+    else:
+        print_checks(report)
+        if report.sweep is not None:
+            print_text(f"sweep          {_sweep_line(report.sweep)}")
+        print_text("verified" if report.passed else "verification FAILED")
+    if not report.is_good:
+        raise typer.Exit(1)
+
+
+def sign(
+    folder: Folder,
+    key: Annotated[Path, typer.Option(metavar="FILE", help="Private ed25519 key in PEM.")],
+    config: Config = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Sign an audit document; the signature lies beside it, and OpenSSL can check it as well.
+
+    Example: `lmcleaner audit sign my-unlearned-model --key key.pem`
+    """
+    from lmcleaner.audit.signature import sign_audit
+
+    path = sign_audit(folder, key)
+    if as_json:
+        print_json({"signature": str(path)})
+    elif not quiet:
+        print_text(f"signed   {path}")
+
+
+def _sweep_line(sweep: dict[str, object]) -> str:
+    error = sweep["relative_error"]
+    found = "the same bits" if error == 0.0 else f"a relative error of {error:.2g}"
+    return f"{sweep['steps']} of {sweep['of_steps']} steps taken again (--seed {sweep['seed']}): {found}"

@@ -1,0 +1,205 @@
+"""`audit verify`: checks an output folder as a third party, who trusts nobody and takes a part of the sweep again."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from lmcleaner.audit.check import AuditOptions, AuditReport, audit_model
+from lmcleaner.audit.files import FILES
+from lmcleaner.audit.rerun import Rerun, is_model, sample, stretches
+from lmcleaner.audit.signature import signature_problem
+from lmcleaner.audit.statements import stated_windows, unequal
+from lmcleaner.choices import Propagation
+from lmcleaner.formats.audit_document import AUDIT_FILE, Document
+from lmcleaner.formats.canonical import sha256_hex
+from lmcleaner.formats.errors import DamagedError, LmcleanerError, UsageError
+from lmcleaner.formats.ledger import LedgerEntry, read_ledger
+from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.formats.wording import counted
+from lmcleaner.inspection.verify import verify
+from lmcleaner.progress import Progress, Silent
+from lmcleaner.training.models import load_unlearned
+from lmcleaner.training.numerics import restored_numerics
+from lmcleaner.training.replay import ReplayModel, open_replay
+from lmcleaner.training.vectors import digest_of
+from lmcleaner.unlearning.combine import Correction
+from lmcleaner.unlearning.kept import STATES, read_state
+from lmcleaner.unlearning.propagation import deviation
+
+DEFAULT_STEPS = 20
+_SEEDS = 1 << 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyOptions:
+    """What `audit verify` shall do.
+
+    Attributes:
+        steps: about how many steps of the sweep to take again; None for all.
+        seed: of the sample; None draws one.
+        public_key: of the signature that the document must have, in PEM; None asks for none.
+        model: where the base model lies now, if it moved.
+        device: where to compute.
+    """
+
+    steps: int | None = DEFAULT_STEPS
+    seed: int | None = None
+    public_key: Path | None = None
+    model: str | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks ranges.
+
+        Raises:
+            UsageError: a number is out of its range.
+        """
+        for name in ("steps", "seed"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise UsageError(f"--{name}: expected 0 or more, found {value}")
+
+
+def verify_audit(
+    folder: Path, log_path: Path | str, options: VerifyOptions | None = None, progress: Progress | None = None
+) -> AuditReport:
+    """All that `audit` checks, every byte of the log and of the folder, and a random sample of the sweep itself.
+
+    Args:
+        folder: the output folder of `unlearn`.
+        log_path: the training log.
+        options: how much of the sweep, and whose signature.
+        progress: whom to tell how far it is.
+
+    Returns:
+        Every check with its outcome, and what was taken again.
+
+    Raises:
+        NotFoundError: the folder, its audit document, its model, the log or a key isn't there.
+        DamagedError: the audit document or the log can't be read.
+        UsageError: the key is none, or there is no such device.
+    """
+    options, progress = options or VerifyOptions(), progress or Silent()
+    report = audit_model(folder, log_path, AuditOptions(model=options.model, device=options.device), progress)
+    if report.checks["schema"] is not None or report.checks.get("files") is not None:
+        return report
+    log, document = TrainingLog(log_path), report.document
+    checks, unchecked = dict(report.checks), dict(report.unchecked)
+    checks["whole log"] = _log_problem(log, progress)
+    if FILES not in document:
+        unchecked["files"] = "the document is from before it named them"
+    if options.public_key is not None:
+        checks["signature"] = signature_problem(folder, options.public_key)
+    if _is_vouched_for(document, folder, log):
+        checks["document"] = None
+    elif document["config"].get("ledger") and _has_entry_of_model(document, log):
+        checks["document"] = "the log's ledger names another document with this model"
+    elif checks.get("signature", "none") is not None:
+        unchecked["document"] = "neither the log's ledger nor a signature vouches for what it says was measured"
+    report = replace(report, checks=checks, unchecked=unchecked)
+    reason = _reason_not_to_repeat(report, log)
+    if reason is not None:
+        return replace(report, unchecked={**unchecked, "sweep": reason})
+    return _with_sweep(report, log, folder, options, progress)
+
+
+def _log_problem(log: TrainingLog, progress: Progress) -> str | None:
+    damage = [problem for problem in verify(log, progress=progress).problems if problem.kind != "leftover"]
+    return f"{damage[0].array}: {damage[0].message}; {counted(len(damage), 'problem')} in all" if damage else None
+
+
+def _is_vouched_for(document: Document, folder: Path, log: TrainingLog) -> bool:
+    """Whether the log names the document's file, in its ledger or as that of a redaction."""
+    own = sha256_hex((folder / AUDIT_FILE).read_bytes())
+    named = {change.details.get("audit_sha256") for change in log.commit.history}
+    return own in named | {entry.audit_sha256 for entry in _entries(log)}
+
+
+def _has_entry_of_model(document: Document, log: TrainingLog) -> bool:
+    return any(entry.model_after == document["hashes"]["model_after"] for entry in _entries(log))
+
+
+def _entries(log: TrainingLog) -> tuple[LedgerEntry, ...]:
+    """Of the ledger; none where it is damaged, which is found with the whole log."""
+    try:
+        return read_ledger(log).entries
+    except DamagedError:
+        return ()
+
+
+def _reason_not_to_repeat(report: AuditReport, log: TrainingLog) -> str | None:
+    failed = [name for name, problem in report.checks.items() if problem is not None]
+    if failed:
+        return f"another check failed: {failed[0]}"
+    if "log" in report.unchecked:
+        return "the log no longer holds the run that the sweep went through"
+    if "windows" in report.unchecked:
+        return report.unchecked["windows"]
+    if report.document["config"]["propagation"] == Propagation.PAPER:
+        return "the paper's form has no counterfactual state"
+    if "counterfactual" not in report.document["windows"][0]:
+        return "the document is from before it said where its windows ended"
+    return None
+
+
+def _with_sweep(
+    report: AuditReport, log: TrainingLog, folder: Path, options: VerifyOptions, progress: Progress
+) -> AuditReport:
+    """The report with what the sweep's states say, and what some of its steps lead to."""
+    document, manifest = report.document, log.manifest
+    replay = open_replay(manifest, options.model, options.device)
+    made = load_unlearned(manifest, folder, options.model)
+    unlearned = [parameter.detach() for parameter in ReplayModel(made, manifest, replay.device).parameters]
+    windows = stated_windows(document, log, document["request"]["steps"])
+    found = stretches(document, windows, log)
+    seed = secrets.randbelow(_SEEDS) if options.seed is None else options.seed
+    drawn = sample(found, options.steps, seed)
+    checks, unchecked = dict(report.checks), dict(report.unchecked)
+    with restored_numerics(manifest.numerics):
+        try:
+            problem, reason = _result_problem(document, log, replay, folder, unlearned)
+            rerun = Rerun(document, log, replay, folder, unlearned)
+            progress.begin("taking steps again", sum(stretch.num_steps for stretch in drawn))
+            problems = [rerun.problem(stretch, progress) for stretch in drawn]
+        except LmcleanerError as error:
+            return replace(report, checks={**checks, "sweep": error.message})
+    if reason is None:
+        checks["result"] = problem
+    else:
+        unchecked["result"] = reason
+    checks["sweep"] = next((problem for problem in problems if problem is not None), None)
+    sweep = {
+        "seed": seed,
+        "stretches": len(drawn),
+        "steps": sum(stretch.num_steps for stretch in drawn),
+        "of_steps": sum(stretch.num_steps for stretch in found),
+        "relative_error": rerun.worst,
+    }
+    return replace(report, checks=checks, unchecked=unchecked, sweep=sweep)
+
+
+def _result_problem(
+    document: Document, log: TrainingLog, replay: ReplayModel, folder: Path, unlearned: Sequence[Tensor]
+) -> tuple[str | None, str | None]:
+    """What is wrong with the model as the sum of what the windows ended with, and why that can't be told."""
+    stated = document["windows"]
+    if is_model(document, log):
+        return unequal("counterfactual", stated[0]["counterfactual"], digest_of(unlearned).hex()), None
+    if not all(window["tau"] in window["states"] for window in stated):
+        return None, "no states were kept of where the windows ended: unlearn with --keep-states"
+    correction = Correction()
+    for window in stated:
+        end, own = window["tau"], replay.load(read_state(folder / STATES, window["tau"]).parameters)
+        problem = unequal("counterfactual", window["counterfactual"], digest_of(own).hex())
+        if problem is not None:
+            return problem, None
+        if end == log.num_steps:
+            correction.set_counterfactual(own)
+        else:
+            correction.add(deviation(replay.load(log.parameters(end)), own))
+    made, _ = correction.apply(replay.load(log.parameters(log.num_steps)))
+    is_same = digest_of(made) == digest_of(unlearned)
+    return None if is_same else "the model isn't θ[τ] without the windows' deviations", None
