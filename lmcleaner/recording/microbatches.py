@@ -76,6 +76,11 @@ def microbatch_record(
 
 
 def _refuse_unknown(arguments: dict[str, Any], known: dict[str, Any]) -> None:
+    if arguments.get("position_ids") is not None:
+        raise UsageError(
+            "packed rows, or positions of the training's own: a log holds one sample for each row, found position_ids",
+            hint="train without packing: with a collator that pads, and packing=False and padding_free=False of TRL",
+        )
     for name, value in arguments.items():
         if name in RECORDED or name in HARMLESS or value is None:
             continue

@@ -213,7 +213,12 @@ class Watch:
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The first step starts the recorder, whose own hooks see this very step too."""
         if self.recorder is None:
-            self._start_recorder(optimizer)
+            try:
+                self._start_recorder(optimizer)
+            except BaseException:  # a callback isn't told that its trainer failed
+                self._stop_finding()
+                self._step_hook.remove()
+                raise
         elif self.recorder.optimizer is not optimizer:
             raise UsageError(
                 f"two optimizers: a {type(optimizer).__name__} takes a step beside the recorded "
