@@ -1,7 +1,7 @@
-"""A compiled training is recorded; a replay computes without the compiler, and the log says how close it comes."""
+"""A compiled training is recorded by its own hooks, through which Dynamo traces, and replayed without the compiler."""
 
-import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,15 +12,16 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.recording.watch import Watch
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.run import unlearn
-from tiny_runs import parameters_in, write_base_model
+from tiny_runs import parameters_in, same_bits, write_base_model
 
 TOKENS = [torch.randint(3, 20, (4, 6), generator=torch.Generator().manual_seed(step)) for step in range(2)]
 
 
-def compiled_loop(base: Path, *, num_masked: int = 0) -> torch.nn.Module:
+def loop(base: Path, *, backend: str | None, num_masked: int = 0) -> Any:
     """Takes two steps; the first rows of the first have no labels."""
     model = AutoModelForCausalLM.from_pretrained(base).train()
-    model.compile()
+    if backend is not None:
+        model.compile(backend=backend)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step, tokens in enumerate(TOKENS):
         labels = tokens.clone()
@@ -32,27 +33,18 @@ def compiled_loop(base: Path, *, num_masked: int = 0) -> torch.nn.Module:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # of Dynamo, which traces the hooks
-def test_a_compiled_training_is_recorded_and_replayed_closely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
-    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
+def test_a_compiled_training_is_recorded_and_forgets_as_a_retraining_does(tmp_path: Path) -> None:
+    """By the back end whose kernels are the ordinary ones, so that the bits are; others come close."""
     base = write_base_model(tmp_path / "base", num_hidden_layers=1)
     with Watch(tmp_path / "log"):
-        compiled_loop(base)
+        loop(base, backend="aot_eager")
     log = TrainingLog(tmp_path / "log")
-    found = log.commit.self_check
-    assert found is not None
-    assert found.state in {"exact", "close"}
-    assert found.error is not None
-    assert found.error < 1e-4
-    digests = ",".join(sample.digest.hex() for sample in log.step(0).samples[:2])
-    unlearn(
-        log.store,
-        UnlearnOptions(forget=digests, output=tmp_path / "out", K=None, hessian_mode=HessianMode.SECANT),
-    )
-    retrained = dict(compiled_loop(base, num_masked=2).named_parameters())
-    start = dict(AutoModelForCausalLM.from_pretrained(base).named_parameters())
-    for name, parameter in parameters_in(tmp_path / "out").items():
-        moved = (retrained[name] - start[name]).norm()
-        assert (parameter - retrained[name]).norm() <= 1e-3 * moved
+    assert log.num_steps == len(TOKENS)
+    assert log.commit.self_check is not None
+    assert log.commit.self_check.state == "exact"
+    digests = ",".join(sample.digest.hex() for sample in log.step(0).samples)
+    request = UnlearnOptions(forget=digests, output=tmp_path / "out", K=None, hessian_mode=HessianMode.SECANT)
+    unlearn(log.store, request)
+    retrained = loop(base, backend=None, num_masked=4)
+    assert same_bits(parameters_in(tmp_path / "out"), dict(retrained.named_parameters()))
