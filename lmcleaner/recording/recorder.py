@@ -251,6 +251,12 @@ class Recorder:
         rng, averaged = self._rng_before if drew else b"", self._processes.averages
         arguments, self._pending = self._pending, None
         self._losses.returned(arguments, output, lambda seen: self._see(seen, rng, averaged))
+        if self._manifest.model.loss is None:
+            self._check_losses()
+
+    def _check_losses(self) -> None:
+        if self._losses.is_waiting:
+            raise UsageError("the model returned no loss: expected labels among its arguments")
 
     def _see(self, seen: SeenLoss, rng: bytes, averaged: bool) -> None:
         if self._manifest.model.loss not in {OWN, seen.entry}:
@@ -262,8 +268,7 @@ class Recorder:
         self.note(seen.arguments, seen.loss.item(), rng, averaged)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._losses.is_waiting:
-            raise UsageError("the model returned no loss: expected labels among its arguments")
+        self._check_losses()
         if not self._microbatches:
             raise UsageError(
                 f"step {self.num_steps}: an optimizer step without a forward pass of the model in train mode",

@@ -171,10 +171,12 @@ def test_a_loop_that_smooths_its_labels_is_recorded_where_it_says_so(base_model:
     assert log.step(0).microbatches[0].denominator == 6
     assert log.commit.self_check is not None
     assert log.commit.self_check.state == "exact"
-    with pytest.raises(UsageError, match=r"another loss .*: expected what the model returns, found LossEntry"):
-        loop(base_model, tmp_path / "untold", None, smoothed)
-    with pytest.raises(UsageError, match="the model returned no loss: expected labels among its arguments"):
-        loop(base_model, tmp_path / "unlabelled", None, cross_entropy)
+    other = LossEntry(name="label_smoothing", smoothing=0.2)
+    with pytest.raises(UsageError, match=r"another loss .*: expected LossEntry.*0\.2.*, found LossEntry.*0\.1"):
+        loop(base_model, tmp_path / "other", other, smoothed)
+    for told, compute in ((None, smoothed), (SMOOTHED, cross_entropy)):
+        with pytest.raises(UsageError, match="the model returned no loss: expected labels among its arguments"):
+            loop(base_model, tmp_path / f"log {told}", told, compute)
     assert (LabelSmoother.__call__, Trainer.training_step) == before
 
 
