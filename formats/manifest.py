@@ -11,12 +11,14 @@ from lmcleaner.formats.errors import DamagedError, VersionError
 from lmcleaner.formats.layout import SCHEMA, VERSION
 
 CodecName = Literal["lossless", "int8", "int4", "none"]
+LossName = Literal["label_smoothing", "trl_nll", "trl_dft", "own"]
 Entry = TypeVar("Entry")
 
 # A document has these only where they say something else than what holds otherwise.
 _OTHERWISE: dict[tuple[str, ...], object] = {
     ("world_size",): 1,
     ("model", "adapter"): None,
+    ("model", "loss"): None,
     ("numerics", "autocast"): None,
 }
 
@@ -102,6 +104,21 @@ class AdapterEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LossEntry:
+    """A loss that the trainer computed from what the model returned.
+
+    Attributes:
+        name: "label_smoothing" of transformers' `LabelSmoother`; "trl_nll" or "trl_dft" of TRL's `SFTTrainer`, from the
+            log-probabilities of its fused head; "own" of a function that nobody else knows, so that the run can't be
+            replayed.
+        smoothing: factor ε of label smoothing, at most 1; 0 with other losses.
+    """
+
+    name: LossName
+    smoothing: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelEntry:
     """The base model.
 
@@ -113,6 +130,7 @@ class ModelEntry:
         dtype: dtype of the trainable parameters, "float32", "bfloat16" or "float64".
         forward_arguments: keyword arguments besides tensors that each training forward pass was given.
         adapter: of PEFT; None where the model's own parameters are trained.
+        loss: what the trainer took the gradient of; None where that was the loss that the model returned.
     """
 
     source: str
@@ -121,6 +139,7 @@ class ModelEntry:
     dtype: str
     forward_arguments: Json
     adapter: AdapterEntry | None = None
+    loss: LossEntry | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,8 +247,9 @@ def _entry(kind: type[Entry], values: Json) -> Entry:
 
 
 def _model(values: Json) -> ModelEntry:
-    adapter = values.get("adapter")
-    return _entry(ModelEntry, values | ({"adapter": _entry(AdapterEntry, adapter)} if adapter is not None else {}))
+    kinds: dict[str, type[AdapterEntry | LossEntry]] = {"adapter": AdapterEntry, "loss": LossEntry}
+    entries = {name: _entry(kind, values[name]) for name, kind in kinds.items() if values.get(name) is not None}
+    return _entry(ModelEntry, values | entries)
 
 
 def _check(document: Json, where: str) -> None:

@@ -16,6 +16,7 @@ from lmcleaner.formats.curvature import StoredEstimate
 from lmcleaner.formats.manifest import (
     AdapterEntry,
     CodecName,
+    LossEntry,
     Manifest,
     ModelEntry,
     NumericsEntry,
@@ -52,6 +53,7 @@ class Golden:
         has_codes: whether the optimizer keeps a part of its state as codes of 8 bits.
         world_size: processes that trained together.
         has_adapter: whether the parameters are an adapter's, trained under autocast.
+        loss: what the trainer took the gradient of, if that wasn't the model's own loss.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Golden:
     has_codes: bool = False
     world_size: int = 1
     has_adapter: bool = False
+    loss: LossEntry | None = None
 
 
 GOLDEN = (
@@ -89,6 +92,7 @@ GOLDEN = (
     Golden(name="v1-codes", shapes=SMALL, num_steps=4, has_codes=True),
     Golden(name="v1-processes", shapes=SMALL, num_steps=4, world_size=2),
     Golden(name="v1-adapter", shapes=SMALL, num_steps=3, has_adapter=True),
+    Golden(name="v1-loss", shapes=SMALL, num_steps=3, loss=LossEntry(name="label_smoothing", smoothing=0.1)),
 )
 
 
@@ -235,6 +239,7 @@ def make_manifest(golden: Golden) -> Manifest:
             adapter=AdapterEntry(config={"peft_type": "LORA", "r": 4}, base_dtype="bfloat16")
             if golden.has_adapter
             else None,
+            loss=golden.loss,
         ),
         parameters=tuple(
             ParameterEntry(name=name, shape=shape, offset=offset, group=group, index=index)

@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from lmcleaner.curvature.kernels import twice_differentiable
 from lmcleaner.training.batches import Inputs
+from lmcleaner.training.losses import loss_and_logits
 from lmcleaner.training.replay import ReplayModel
 
 # The graph of a second derivative takes four times the activations of a plain pass, measured on a Llama; a quarter of
@@ -65,6 +66,10 @@ def _loss_and_slope(
             name: forward_ad.make_dual(parameter, direction)
             for name, parameter, direction in zip(names, replay.parameters, vector, strict=True)
         }
-        output = functional_call(replay.module, duals, (), {**inputs, **extra, "use_cache": False})
-        loss, slope = forward_ad.unpack_dual(replay.scaled(output.loss))
+
+        def forward(**arguments: Any) -> Any:
+            return functional_call(replay.module, duals, (), arguments)
+
+        loss, _ = loss_and_logits(replay.manifest.model.loss, forward, {**inputs, **extra, "use_cache": False})
+        loss, slope = forward_ad.unpack_dual(replay.scaled(loss))
     return loss, slope

@@ -12,8 +12,8 @@ from lmcleaner.curvature.through_logits import ThroughLogits
 from lmcleaner.training.batches import Inputs
 
 
-def _at_logits(logits: Tensor, tangents: Tensor, inputs: Inputs) -> Tensor:
-    """S·t."""
+def _at_logits(logits: Tensor, tangents: Tensor, inputs: Inputs, smoothing: float) -> Tensor:
+    """S·t; smoothing changes the loss by what is linear in the logits, and so not S."""
     probabilities = logits.softmax(dim=-1)
     mean = torch.linalg.vecdot(probabilities, tangents).unsqueeze(-1)
     return tangents.sub_(mean).mul_(probabilities)

@@ -11,6 +11,7 @@ from lmcleaner.curvature.empirical_fisher import EMPIRICAL_FISHER
 from lmcleaner.curvature.ggn import GGN
 from lmcleaner.formats.steps import StepRecord
 from lmcleaner.training.batches import NOTHING, Digests, Inputs, row_parts
+from lmcleaner.training.losses import check_curvature
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.state import Gradient
 
@@ -131,6 +132,11 @@ def add_product(
 
 
 def _parts(replay: ReplayModel, inputs: Inputs, mode: HessianMode, rng: bytes) -> Iterable[Inputs]:
-    """The rows of a microbatch in parts; a model that draws random numbers draws them for all rows at once."""
+    """The rows of a microbatch in parts; a model that draws random numbers draws them for all rows at once.
+
+    Raises:
+        InsufficientLogError: the run's loss has no curvature.
+    """
+    check_curvature(replay.manifest)
     work = inputs["input_ids"].numel() * replay.manifest.num_elements
     return [inputs] if rng else row_parts(inputs, max(1, min(OPERATORS[mode].PARTS, work // _PART_WORK)))

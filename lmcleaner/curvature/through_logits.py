@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lmcleaner.curvature.logits import directional_logits, target_logits
 from lmcleaner.training.batches import Inputs
+from lmcleaner.training.losses import loss_and_logits
 from lmcleaner.training.replay import ReplayModel
 
 
@@ -23,15 +24,15 @@ class ThroughLogits:
     """An operator C = Jᵀ·B·J / D, with the loss's denominator D.
 
     Attributes:
-        at_logits: B·t, given logits and their change t, both `[target, vocab]`, and the forward arguments; it may write
-            into t, since logits are the largest activations.
+        at_logits: B·t, given logits and their change t, both `[target, vocab]`, the forward arguments, and the factor
+            of label smoothing; it may write into t, since logits are the largest activations.
     """
 
     # The directional derivative's logits come on top of a plain pass; half of the rows at once takes no more than a
     # training step.
     PARTS: ClassVar[int] = 2
 
-    at_logits: Callable[[Tensor, Tensor, Inputs], Tensor]
+    at_logits: Callable[[Tensor, Tensor, Inputs, float], Tensor]
 
     def gradient_minus_product(
         self, replay: ReplayModel, inputs: Inputs, vector: Sequence[Tensor], extra: Mapping[str, Any]
@@ -45,9 +46,8 @@ class ThroughLogits:
             extra: further forward arguments.
         """
         weights = self._output_product(replay, inputs, vector, extra)
-        output = replay.module(**inputs, **extra)
-        loss = replay.scaled(output.loss)
-        (loss - (weights * target_logits(output.logits, inputs)).sum()).backward()
+        loss, logits = loss_and_logits(replay.manifest.model.loss, replay.module, {**inputs, **extra})
+        (replay.scaled(loss) - (weights * target_logits(logits, inputs)).sum()).backward()
 
     def product(
         self, replay: ReplayModel, inputs: Inputs, vector: Sequence[Tensor], extra: Mapping[str, Any]
@@ -67,4 +67,5 @@ class ThroughLogits:
         """B·J·v / D; `[target, vocab]`."""
         logits, tangents = directional_logits(replay, inputs, vector, extra)
         denominator = inputs["num_items_in_batch"].to(logits.dtype) * replay.manifest.loss_divisor
-        return self.at_logits(logits, tangents, inputs).div_(denominator)
+        loss = replay.manifest.model.loss
+        return self.at_logits(logits, tangents, inputs, loss.smoothing if loss else 0.0).div_(denominator)

@@ -1,5 +1,6 @@
 """Writes the log beside the training: encoding, compressing and flushing leave the training thread to train."""
 
+import atexit
 import queue
 import threading
 from collections.abc import Callable
@@ -41,8 +42,10 @@ class BackgroundWriter:
         self._waiting_jobs = self._waiting_vectors = 0
         self._has_ended = False
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="lmcleaner-writer")
+        # Python waits for other threads before it calls what `atexit` holds, and this one doesn't end by itself.
+        self._thread = threading.Thread(target=self._run, name="lmcleaner-writer", daemon=True)
         self._thread.start()
+        atexit.register(self._end)
 
     def take(self) -> Bits:
         """Waits until another vector may stand in line.
@@ -80,7 +83,7 @@ class BackgroundWriter:
     def close(self, *, finished: bool) -> None:
         """Waits until all that is in line is written and committed and the log's lock given back.
 
-        Whoever is interrupted here leaves the thread at work, which does all that and ends by itself.
+        Whoever is interrupted here leaves the thread at work, which does all that before the process ends.
 
         Args:
             finished: whether the run came to its own end.
@@ -94,7 +97,14 @@ class BackgroundWriter:
             self._jobs.put(None)
             self._changed.wait_for(lambda: self._has_ended)  # join, interrupted, takes a thread at work for ended
         self._thread.join()
+        atexit.unregister(self._end)
         self._raise()
+
+    def _end(self) -> None:
+        """The process ends, and nobody has closed the log: what is in line is written and committed."""
+        self._jobs.put((lambda: self._writer.commit(finished=False), []))
+        self._jobs.put(None)
+        self._thread.join()
 
     def _has_room(self) -> bool:
         vector_bytes = self._num_elements * self._dtype.itemsize

@@ -6,7 +6,6 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from lmcleaner.formats.errors import UsageError
 from lmcleaner.recording.watch import Watch, WatchOptions
 
 
@@ -28,16 +27,7 @@ class LMCleanerCallback(TrainerCallback):
         self._watch: Watch | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Starts to watch, with what the trainer knows of its run.
-
-        Raises:
-            UsageError: the trainer computes the loss itself.
-        """
-        if args.label_smoothing_factor:
-            raise UsageError(
-                "label smoothing: the trainer computes the loss itself, which can't be replayed",
-                hint="train with label_smoothing_factor=0",
-            )
+        """Starts to watch, with what the trainer knows of its run."""
         tokenizer = others.get("processing_class")
         padding = getattr(tokenizer, "pad_token_id", None)
         known = replace(

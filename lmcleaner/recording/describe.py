@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lmcleaner.formats.bits import Bits
 from lmcleaner.formats.errors import UsageError
-from lmcleaner.formats.manifest import CodecName, Manifest, ModelEntry, ParameterEntry
+from lmcleaner.formats.manifest import CodecName, LossEntry, Manifest, ModelEntry, ParameterEntry
 from lmcleaner.formats.steps import Checkpoint
 from lmcleaner.formats.wording import counted
 from lmcleaner.training.adapters import describe_adapter, without_adapter
@@ -39,6 +39,7 @@ class RunDescription:
         training: the run's own options, for people.
         forward_arguments: keyword arguments besides tensors that every forward pass is given.
         autocast: "bfloat16" where the forward passes run under torch's autocast, else None.
+        loss: how the trainer computes the loss from what the model returns; None where the model returns it.
     """
 
     model_source: str
@@ -54,6 +55,7 @@ class RunDescription:
     training: Mapping[str, Any] = field(default_factory=dict)
     forward_arguments: Mapping[str, Any] = field(default_factory=dict)
     autocast: str | None = None
+    loss: LossEntry | None = None
 
     def __post_init__(self) -> None:
         """Checks ranges.
@@ -118,6 +120,7 @@ def describe_run(module: nn.Module, optimizer: torch.optim.Optimizer, descriptio
             dtype=dtype_name(first.dtype),
             forward_arguments=dict(description.forward_arguments),
             adapter=adapter,
+            loss=description.loss,
         ),
         parameters=_parameter_entries(parameters, optimizer),
         optimizer=describe_optimizer(optimizer),

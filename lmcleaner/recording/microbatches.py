@@ -38,12 +38,6 @@ def arguments_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def loss_of(output: Any) -> Tensor | None:
-    """The loss that a model's output holds, if it does."""
-    loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
-    return loss if isinstance(loss, Tensor) else None
-
-
 def microbatch_record(
     arguments: dict[str, Any], known: dict[str, Any], padding_token: int, loss: float, rng: bytes
 ) -> MicrobatchRecord:
@@ -54,7 +48,7 @@ def microbatch_record(
             `[batch, seq]`, and perhaps `num_items_in_batch`, the number of tokens that the whole step counts.
         known: further arguments that the log's manifest already holds.
         padding_token: token id in the padding.
-        loss: what the model returned.
+        loss: of the pass.
         rng: state of the generators before the pass, or empty.
 
     Returns:
@@ -82,6 +76,11 @@ def microbatch_record(
 
 
 def _refuse_unknown(arguments: dict[str, Any], known: dict[str, Any]) -> None:
+    if arguments.get("position_ids") is not None:
+        raise UsageError(
+            "packed rows, or positions of the training's own: a log holds one sample for each row, found position_ids",
+            hint="train without packing: with a collator that pads, and packing=False and padding_free=False of TRL",
+        )
     for name, value in arguments.items():
         if name in RECORDED or name in HARMLESS or value is None:
             continue

@@ -23,7 +23,8 @@ from lmcleaner.formats.writer import LogWriter
 from lmcleaner.recording.background import BackgroundWriter
 from lmcleaner.recording.checks import check_hyperparameters, gradient_norm
 from lmcleaner.recording.describe import RunDescription, describe_run, take_checkpoint, trainable_parameters
-from lmcleaner.recording.microbatches import arguments_of, loss_of, microbatch_record
+from lmcleaner.recording.losses import OWN, Losses, SeenLoss
+from lmcleaner.recording.microbatches import arguments_of, microbatch_record
 from lmcleaner.recording.processes import NoWriter, Processes, check_whole
 from lmcleaner.recording.repeated import RepeatedSteps
 from lmcleaner.recording.resume import open_unfinished
@@ -108,6 +109,7 @@ class Recorder:
         is_clipped = self._manifest.max_grad_norm is not None and self._manifest.gradients != "none"
         # What DistributedDataParallel puts in place no hook sees, and before that each process only its own part.
         self._unclipped = UnclippedNorm(self._parameters) if is_clipped and not self._processes.is_wrapped else None
+        self._losses = Losses(self._manifest.model.loss)
         self._handles: list[Any] = []
         self._pending: dict[str, Any] | None = None
         self._rng_before = b""
@@ -137,6 +139,7 @@ class Recorder:
             self.optimizer.register_step_post_hook(self._after_step),
             *(self._unclipped.attach() if self._unclipped is not None else ()),
         ]
+        self._losses.attach()
         self._last_time = time.perf_counter()
         return self
 
@@ -146,6 +149,7 @@ class Recorder:
         """Detaches the hooks and closes the log; finished only if the loop ended by itself."""
         for handle in self._handles:
             handle.remove()
+        self._losses.detach()
         finished = False
         try:
             if error is None:
@@ -242,9 +246,6 @@ class Recorder:
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if self._pending is None:
             return
-        loss = loss_of(output)
-        if loss is None:
-            raise UsageError("the model returned no loss: expected labels among its arguments")
         if self._autocast != self._manifest.numerics.autocast:
             raise UsageError(
                 f"a forward pass under another autocast than the run was said to have: step {self.num_steps}: expected "
@@ -252,10 +253,27 @@ class Recorder:
                 hint='RunDescription(autocast="bfloat16") says that all training passes run under it',
             )
         drew = rng_state(self._parameters[0].device) != self._rng_before
-        self.note(self._pending, loss.item(), self._rng_before if drew else b"", self._processes.averages)
-        self._pending = None
+        rng, averaged = self._rng_before if drew else b"", self._processes.averages
+        arguments, self._pending = self._pending, None
+        self._losses.returned(arguments, output, lambda seen: self._see(seen, rng, averaged))
+        if self._manifest.model.loss is None:
+            self._check_losses()
+
+    def _check_losses(self) -> None:
+        if self._losses.is_waiting:
+            raise UsageError("the model returned no loss: expected labels among its arguments")
+
+    def _see(self, seen: SeenLoss, rng: bytes, averaged: bool) -> None:
+        if self._manifest.model.loss not in {OWN, seen.entry}:
+            raise UsageError(
+                f"another loss than the run was said to have: step {self.num_steps}: expected "
+                f"{self._manifest.model.loss or 'what the model returns'}, found {seen.entry or 'that'}",
+                hint="RunDescription(loss=...) names the loss of all training passes",
+            )
+        self.note(seen.arguments, seen.loss.item(), rng, averaged)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._check_losses()
         if not self._microbatches:
             raise UsageError(
                 f"step {self.num_steps}: an optimizer step without a forward pass of the model in train mode",

@@ -8,6 +8,7 @@ both.
 import inspect
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -22,18 +23,16 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lmcleaner.formats.errors import UsageError
-from lmcleaner.formats.manifest import CodecName
+from lmcleaner.formats.manifest import CodecName, LossEntry
 from lmcleaner.formats.wording import counted
 from lmcleaner.recording.describe import RunDescription
-from lmcleaner.recording.microbatches import HARMLESS, RECORDED, arguments_of, loss_of
+from lmcleaner.recording.losses import OWN, Losses, SeenLoss, whole
+from lmcleaner.recording.microbatches import HARMLESS, RECORDED, arguments_of
 from lmcleaner.recording.processes import Processes, averages, check_whole, wrapper_of
 from lmcleaner.recording.recorder import Recorder
 from lmcleaner.recording.resume import open_unfinished
 from lmcleaner.training.adapters import is_adapted, without_adapter
 from lmcleaner.training.numerics import autocast_dtype, rng_state
-
-# A loss that a loop divides by 3 gets the gradient 0.33333334: what is this close to a whole number is one.
-_WHOLE = 1e-5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +90,8 @@ class _Pass:
     Attributes:
         module: whose it is.
         arguments: by keyword.
-        loss: what it returned; scalar.
+        entry: how the loss was computed; None where the model returned it.
+        loss: scalar.
         rng: state of the generators before it.
         drew: whether it drew random numbers.
         averaged: whether its backward pass ends by averaging the gradients over several processes.
@@ -100,11 +100,12 @@ class _Pass:
 
     module: nn.Module
     arguments: dict[str, Any]
+    entry: LossEntry | None
     loss: Tensor
     rng: bytes
     drew: bool
     averaged: bool
-    slope: Tensor | None = None
+    slope: float | None = None
 
 
 class Watch:
@@ -125,6 +126,7 @@ class Watch:
         self._passes: list[_Pass] = []
         self._finders: list[Callable[[], None]] = []  # undo what only the search for model and settings needs
         self._step_hook: Any = None
+        self._losses = Losses()
         self._wrappers: list[nn.Module] = []  # what may average gradients over several processes
         self._hooked: dict[int, bytes] = {}  # id of a module in its forward pass -> the generators before it
         self._autocast: list[str | None] = []  # of the first pass, once it is known
@@ -154,7 +156,12 @@ class Watch:
             The watch.
         """
         self._step_hook = register_optimizer_step_pre_hook(self._before_step)
-        self._finders = [register_module_forward_pre_hook(self._before_forward).remove, self._restore_clipping]
+        self._losses.attach()
+        self._finders = [
+            register_module_forward_pre_hook(self._before_forward).remove,
+            self._restore_clipping,
+            self._losses.detach,
+        ]
         self._clip_grad_norm = torch.nn.utils.clip_grad_norm_
         torch.nn.utils.clip_grad_norm_ = self._clipping
         return self
@@ -206,17 +213,19 @@ class Watch:
     ) -> None:
         handle.remove()
         before = self._hooked.pop(id(module))
-        loss = loss_of(output)
-        if loss is None:
-            return
         drew = rng_state(next(module.parameters()).device) != before
         wrapper = wrapper_of(module, self._wrappers)
         averaged = wrapper is None or averages(wrapper)
-        # A copy of the loss, since Trainer multiplies it in place by the number of processes.
-        seen = _Pass(module, arguments_of(module, args, kwargs), loss.detach().clone(), before, drew, averaged)
-        if loss.requires_grad:
-            loss.register_hook(lambda slope: setattr(seen, "slope", slope.detach()))
-        self._passes.append(seen)
+
+        def tell(seen: SeenLoss) -> None:
+            # A copy of the loss, since Trainer multiplies it in place by the number of processes.
+            copy = seen.loss.detach().clone()
+            taken = _Pass(module, seen.arguments, seen.entry, copy, before, drew, averaged, seen.slope)
+            if seen.loss.requires_grad:
+                seen.loss.register_hook(lambda slope: setattr(taken, "slope", float(slope)))
+            self._passes.append(taken)
+
+        self._losses.returned(arguments_of(module, args, kwargs), output, tell)
 
     def _clipping(self, parameters: Any, max_norm: float, norm_type: float = 2.0, *args: Any, **kwargs: Any) -> Any:
         """`torch.nn.utils.clip_grad_norm_`, whose threshold nothing else tells."""
@@ -228,7 +237,12 @@ class Watch:
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The first step starts the recorder, whose own hooks see this very step too."""
         if self.recorder is None:
-            self._start_recorder(optimizer)
+            try:
+                self._start_recorder(optimizer)
+            except BaseException:  # a callback isn't told that its trainer failed
+                self._stop_finding()
+                self._step_hook.remove()
+                raise
         elif self.recorder.optimizer is not optimizer:
             raise UsageError(
                 f"two optimizers: a {type(optimizer).__name__} takes a step beside the recorded "
@@ -248,11 +262,11 @@ class Watch:
             self._log, module, optimizer, description,
             overwrite=options.overwrite, resume=options.resume, processes=processes,
         )  # fmt: skip
-        recorder.__enter__()
-        self.recorder = recorder
-        for seen in passes:
+        for seen in passes:  # before there is a log, which a pass that can't be recorded would leave behind
             recorder.note(seen.arguments, seen.loss.item(), seen.rng if seen.drew else b"", seen.averaged)
+        recorder.__enter__()
         recorder.count_from(self._started)
+        self.recorder = recorder
         self._passes.clear()
         self._wrappers.clear()
 
@@ -272,8 +286,7 @@ class Watch:
         raise UsageError(
             "no model to record: expected one that returned a loss in train mode and whose trainable parameters are "
             f"those of the optimizer, a {type(optimizer).__name__} of {counted(len(held), 'parameter')}; found {names}",
-            hint="give the model its labels (a loss of the loop's own, as with label smoothing, can't be replayed), "
-            "and freeze the parameters that the optimizer doesn't hold",
+            hint="give the model its labels, and freeze the parameters that the optimizer doesn't hold",
         )
 
     def _describe(self, module: nn.Module, passes: list[_Pass], processes: Processes) -> RunDescription:
@@ -285,6 +298,7 @@ class Watch:
                 "the base model's place isn't known: expected a model that transformers loaded from a folder or hub",
                 hint="save the model before the training, load it from there, or say where it lies",
             )
+        loss = _loss(passes)
         padding = options.padding_token if options.padding_token is not None else seen_padding
         if padding is None:
             padding = getattr(config, "pad_token_id", None)
@@ -292,11 +306,12 @@ class Watch:
         return RunDescription(
             model_source=source,
             max_grad_norm=self._clip,
-            loss_divisor=_divisor(passes),
+            loss_divisor=1.0 if loss == OWN else _divisor(passes),
             padding_token=padding if padding is not None else 0,
             planned_steps=options.planned_steps,
             training=options.training,
             forward_arguments=_constants(passes[0].arguments),
+            loss=loss,
             autocast=self._autocast[0] if self._autocast else None,
             **{name: value for name, value in named.items() if value is not None},
         )
@@ -318,21 +333,33 @@ def _parameters_of(function: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
 
 
+def _loss(passes: list[_Pass]) -> LossEntry | None:
+    """How the losses were computed; the trainer's own where it called `backward` on something else than was seen."""
+    entries = {seen.entry for seen in passes}
+    entry = entries.pop() if len(entries) == 1 and any(seen.slope for seen in passes) else OWN
+    if entry == OWN:
+        warnings.warn(
+            "the log will say that it can't be replayed: the training computes its loss itself, by a function that no "
+            "log can name",
+            stacklevel=2,
+        )
+    return entry
+
+
 def _divisor(passes: list[_Pass]) -> float:
     """What the loop divided each loss by before it called `backward`.
 
     Raises:
         UsageError: not all by the same, or `backward` was called on something else.
     """
-    slopes = sorted({float(seen.slope) if seen.slope is not None else 0.0 for seen in passes})
+    slopes = sorted({seen.slope or 0.0 for seen in passes})
     if len(slopes) != 1 or not slopes[0] > 0:
         raise UsageError(
             "the loop must call backward on the model's loss, divided by one number: found the factors "
             f"{slopes} in one step",
             hint="a loss that the loop computes itself can't be replayed",
         )
-    divisor = 1 / slopes[0]
-    return float(round(divisor)) if abs(divisor - round(divisor)) < _WHOLE * divisor else divisor
+    return whole(1 / slopes[0])
 
 
 def _padding_token(passes: list[_Pass]) -> int | None:

@@ -13,7 +13,18 @@ import torch
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.manifest import Manifest, NumericsEntry
 
-_LIBRARIES = ("lmcleaner", "torch", "transformers", "tokenizers", "accelerate", "peft", "numpy", "zarr", "numcodecs")
+_LIBRARIES = (
+    "lmcleaner",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "peft",
+    "trl",
+    "numpy",
+    "zarr",
+    "numcodecs",
+)
 
 
 def current_numerics(attention: str, device: torch.device, autocast: str | None = None) -> NumericsEntry:
@@ -191,7 +202,9 @@ def unrestorable(manifest: Manifest, device: torch.device) -> list[str]:
     Returns:
         One "what: expected, found" each.
     """
-    bit_deciding = ("torch", "transformers", "cpu_capability", *(["peft"] if manifest.model.adapter else []))
+    loss = manifest.model.loss
+    extras = ["peft"] * (manifest.model.adapter is not None) + ["trl"] * (loss is not None and "trl" in loss.name)
+    bit_deciding = ("torch", "transformers", "cpu_capability", *extras)
     now = environment()
     then = manifest.environment
     differences = [

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.steps import Checkpoint, StepRecord
 from lmcleaner.training.batches import NOTHING, Digests, Inputs, step_inputs
 from lmcleaner.training.fingerprint import model_fingerprint
+from lmcleaner.training.losses import add_loss, run_loss
 from lmcleaner.training.models import load_base_model
 from lmcleaner.training.numerics import autocasting, replay_device, restore_rng
 from lmcleaner.training.offload import HOST, OffloadedState
@@ -106,7 +108,10 @@ class ReplayModel:
 
         Raises:
             MismatchError: a trained parameter is missing or has another shape.
+            InsufficientLogError: nobody knows how the run computed its loss.
+            UsageError: the library that computed it isn't installed.
         """
+        add_loss(module, manifest.model.loss)
         self.module = module.to(device).train()
         self.manifest = manifest
         self.device, self.offload = device, offload
@@ -194,10 +199,16 @@ class ReplayModel:
         return self.take_gradient(), losses
 
     def loss(self, inputs: Inputs) -> Tensor:
-        """What the model returned in training for a microbatch, with its graph; under autocast if the run was."""
+        """The loss of a microbatch in training, with its graph."""
+        return run_loss(self.manifest.model.loss, self._forward, inputs)
+
+    def _forward(self, **arguments: Any) -> Any:
+        """What the model returned; under autocast if the run was, and then with logits as Accelerate hands them on."""
         with autocasting(self.manifest.numerics, self.device):
-            loss: Tensor = self.module(**inputs, **self.manifest.model.forward_arguments).loss
-        return loss
+            output = self.module(**arguments, **self.manifest.model.forward_arguments)
+        if self.manifest.numerics.autocast and "labels" not in arguments:
+            output.logits = output.logits.float()
+        return output
 
     def restore_rng(self, state: bytes) -> None:
         """Sets the random number generators as they were before a logged forward pass that drew from them."""

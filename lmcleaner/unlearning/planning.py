@@ -6,6 +6,7 @@ from lmcleaner.choices import DEFAULT_RANK, HessianMode
 from lmcleaner.curvature.estimates import check_rank
 from lmcleaner.formats.ledger import read_ledger
 from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.training.losses import has_curvature
 from lmcleaner.training.numerics import replay_device
 from lmcleaner.training.replay import open_replay
 from lmcleaner.unlearning.options import UnlearnOptions
@@ -42,7 +43,7 @@ def plan_request(
         quick: takes the run's own step times, and doesn't load the model.
 
     Returns:
-        The plans, in the order of `HessianMode`.
+        The plans, in the order of `HessianMode`; of SECANT alone where the run's loss has no curvature.
 
     Raises:
         NotFoundError: something that the request names, or the base model, isn't there.
@@ -57,6 +58,6 @@ def plan_request(
     is_end_fixed = options.K != "auto"
     plans = tuple(
         make_plan(log, forget_set, windows, mode, rank or DEFAULT_RANK, is_end_fixed=is_end_fixed, replay=replay)
-        for mode in HessianMode
+        for mode in (HessianMode if has_curvature(log.manifest) else [HessianMode.SECANT])
     )
     return RequestPlans(forget_set=forget_set, windows=windows, plans=plans)

@@ -24,6 +24,7 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.store import Store
 from lmcleaner.output import atomic_folder, check_free
 from lmcleaner.progress import Progress, Silent
+from lmcleaner.training.losses import check_curvature
 from lmcleaner.training.memory import PeakMemory
 from lmcleaner.training.models import load_tokenizer
 from lmcleaner.training.numerics import replay_device, restored_numerics, unrestorable
@@ -101,6 +102,8 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
         ledger = read_ledger(log) if options.ledger else None
         forget_set, windows = resolve_request(log, options, progress, ledger)
         _check_replayable(log, progress)
+        if options.hessian_mode is not HessianMode.SECANT or options.tolerance is not None:
+            check_curvature(log.manifest)
         if options.output is not None:
             check_free(options.output)
         memory = PeakMemory(replay_device(log.manifest, options.device))

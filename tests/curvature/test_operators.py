@@ -17,7 +17,7 @@ from lmcleaner.choices import Denominator, HessianMode
 from lmcleaner.curvature import linearized
 from lmcleaner.curvature.estimates import estimate_diagonal
 from lmcleaner.curvature.linearized import OPERATORS, curvature_product, predicted_gradient
-from lmcleaner.formats.manifest import Manifest
+from lmcleaner.formats.manifest import LossEntry, Manifest
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
 from lmcleaner.formats.steps import MicrobatchRecord, StepRecord
 from lmcleaner.recording.describe import RunDescription, describe_run
@@ -37,18 +37,25 @@ TOLERANCE = 1e-8  # relative, L2
 
 @dataclass(frozen=True)
 class Size:
-    """Size of a tiny Llama."""
+    """Size of a tiny Llama, and how its labels are smoothed."""
 
     layers: int
     tied: bool
     hidden: int = 8
     vocab: int = 11
     dropout: float = 0.0
+    smoothing: float = 0.0
+
+    @property
+    def tolerance(self) -> float:
+        """The label smoothing of transformers sums in float32."""
+        return 1e-6 if self.smoothing else TOLERANCE
 
 
 ONE_LAYER = Size(layers=1, tied=False)
 TWO_LAYERS = Size(layers=2, tied=True)
 SMALLEST = Size(layers=1, tied=False, hidden=4, vocab=5)
+SMOOTHED = Size(layers=1, tied=False, smoothing=0.2)
 DROPPING = Size(layers=1, tied=False, dropout=0.4)
 
 
@@ -119,14 +126,15 @@ def build_model(size: Size, attention: str) -> Any:
     return model
 
 
-def describe(model: Any, loss_divisor: float = 1.0) -> Manifest:
+def describe(model: Any, loss_divisor: float = 1.0, smoothing: float = 0.0) -> Manifest:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return describe_run(model, optimizer, RunDescription(model_source="tiny", loss_divisor=loss_divisor))
+    loss = LossEntry(name="label_smoothing", smoothing=smoothing) if smoothing else None
+    return describe_run(model, optimizer, RunDescription(model_source="tiny", loss_divisor=loss_divisor, loss=loss))
 
 
 @cache
 def manifest_of(size: Size, attention: str, loss_divisor: float) -> Manifest:
-    return describe(build_model(size, attention), loss_divisor)
+    return describe(build_model(size, attention), loss_divisor, size.smoothing)
 
 
 def build_replay(size: Size, attention: str, loss_divisor: float = 1.0) -> ReplayModel:
@@ -223,10 +231,15 @@ def row_logits(replay: ReplayModel, vector: Tensor, sample: Sample, start: int) 
     return logits[:-1][torch.from_numpy(sample.labels[1:] != IGNORED_LABEL)]
 
 
-def row_loss(logits: Tensor, sample: Sample) -> Tensor:
-    """Summed over the row's targets."""
+def summed_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """Summed over the targets; smoothed, each is shared with the whole vocabulary."""
+    wanted = (1 - smoothing) * nn.functional.one_hot(targets, logits.shape[-1]) + smoothing / logits.shape[-1]
+    return -(wanted * logits.log_softmax(dim=-1)).sum()
+
+
+def row_loss(logits: Tensor, sample: Sample, smoothing: float) -> Tensor:
     labels = torch.from_numpy(sample.labels[1:].astype(np.int64))
-    return -logits.log_softmax(dim=-1).gather(1, labels[labels != IGNORED_LABEL][:, None]).sum()
+    return summed_loss(logits, labels[labels != IGNORED_LABEL], smoothing)
 
 
 @cache
@@ -240,12 +253,12 @@ def make_twin(size: Size, kept: tuple[int, ...] = (0, 1, 2, 3)) -> Twin:
         return torch.cat([row_logits(replay, vector, samples[row], STARTS[row]) for row in kept])
 
     def loss(vector: Tensor) -> Tensor:
-        log_probabilities = logits(vector).log_softmax(dim=-1)
-        return -log_probabilities[torch.arange(len(targets)), targets].sum() / DENOMINATOR
+        return summed_loss(logits(vector), targets, size.smoothing) / DENOMINATOR
 
     def row_losses(vector: Tensor) -> Tensor:
         return torch.stack([
-            row_loss(row_logits(replay, vector, samples[row], STARTS[row]), samples[row]) for row in kept
+            row_loss(row_logits(replay, vector, samples[row], STARTS[row]), samples[row], size.smoothing)
+            for row in kept
         ])
 
     point = flat(parameters_of(replay))
@@ -265,7 +278,9 @@ def make_twin(size: Size, kept: tuple[int, ...] = (0, 1, 2, 3)) -> Twin:
 
 every_mode = pytest.mark.parametrize("mode", MODES)
 every_attention = pytest.mark.parametrize("attention", ["eager", "sdpa"])
-every_size = pytest.mark.parametrize("size", [ONE_LAYER, TWO_LAYERS], ids=["one layer", "two tied layers"])
+every_size = pytest.mark.parametrize(
+    "size", [ONE_LAYER, TWO_LAYERS, SMOOTHED], ids=["one layer", "two tied layers", "smoothed labels"]
+)
 
 
 @every_size
@@ -276,14 +291,15 @@ def test_products_equal_the_dense_matrixs(size: Size, attention: str, mode: Hess
     for seed in range(5):
         vector = random_vector(replay, seed)
         expected = make_twin(size).matrices[mode] @ flat(vector)
-        assert_close(multiply(replay, mode, whole_step(size.vocab), vector), expected)
+        assert_close(multiply(replay, mode, whole_step(size.vocab), vector), expected, size.tolerance)
 
 
 @every_size
 @every_attention
 def test_the_gradient_equals_the_dense_one(size: Size, attention: str) -> None:
     replay = build_replay(size, attention)
-    assert_close(flat(replay.gradient(whole_step(size.vocab), parameters_of(replay))), make_twin(size).gradient)
+    found = flat(replay.gradient(whole_step(size.vocab), parameters_of(replay)))
+    assert_close(found, make_twin(size).gradient, size.tolerance)
 
 
 @every_size
@@ -296,8 +312,8 @@ def test_every_parameter_tensors_block_is_right(size: Size, attention: str, mode
         vector = [part if i == index else torch.zeros_like(part) for i, part in enumerate(random_vector(replay, 1))]
         product = multiply(replay, mode, step, vector)
         block = slice(entry.offset, entry.offset + entry.num_elements)
-        assert_close(product[block], matrix[block, block] @ vector[index].reshape(-1))
-        assert_close(product, matrix[:, block] @ vector[index].reshape(-1))
+        assert_close(product[block], matrix[block, block] @ vector[index].reshape(-1), size.tolerance)
+        assert_close(product, matrix[:, block] @ vector[index].reshape(-1), size.tolerance)
 
 
 def matrix_of_products(replay: ReplayModel, mode: HessianMode, step: StepRecord) -> Tensor:
@@ -446,7 +462,8 @@ def test_the_predicted_gradient_is_the_gradient_minus_the_damped_product(
     deviation = random_vector(replay, 6)
     found = predicted_gradient(replay, mode, split_step(size.vocab), parameters_of(replay), deviation, damping)
     twin = make_twin(size)
-    assert_close(flat(found), twin.gradient - twin.matrices[mode] @ flat(deviation) - damping * flat(deviation))
+    expected = twin.gradient - twin.matrices[mode] @ flat(deviation) - damping * flat(deviation)
+    assert_close(flat(found), expected, size.tolerance)
 
 
 @every_attention

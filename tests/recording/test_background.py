@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -135,3 +137,30 @@ def test_an_interruption_while_it_closes_leaves_no_half_state(fixture: Fixture) 
     log = TrainingLog(fixture.store)
     assert (log.num_steps, log.commit.finished) == (3, True)
     assert holder(fixture.store) is None
+
+
+ABANDONED = """
+import sys
+from lmcleaner.formats.golden.runs import GOLDEN, make_run
+from lmcleaner.formats.store import open_store
+from lmcleaner.formats.writer import LogWriter
+from lmcleaner.recording.background import BackgroundWriter
+
+run = make_run(GOLDEN[0])
+store = open_store(sys.argv[1], writable=True)
+writer = BackgroundWriter(LogWriter.create(store, run.manifest, run.checkpoints[0]), spare=run.parameters[0].copy())
+for number in range(3):
+    writer.append(run.steps[number], run.parameters[number + 1])
+raise RuntimeError("nobody closes it")
+"""
+
+
+def test_a_process_that_nobody_closes_the_log_in_ends_and_leaves_what_was_recorded(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ABANDONED, tmp_path / "log"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "nobody closes it" in done.stderr
+    log = TrainingLog(tmp_path / "log")
+    assert (log.num_steps, log.commit.finished) == (3, False)
+    assert holder(LocalFiles(tmp_path / "log")) is None

@@ -16,7 +16,6 @@ from lmcleaner.curvature.linearized import predicted_gradient
 from lmcleaner.formats.errors import MismatchError, UsageError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.inspection.verify import verify
-from lmcleaner.recording.callback import LMCleanerCallback
 from lmcleaner.recording.describe import RunDescription
 from lmcleaner.recording.recorder import Recorder
 from lmcleaner.training.replay import open_replay
@@ -144,13 +143,6 @@ def test_a_curvature_without_the_runs_autocast_is_said_and_measured(base_model: 
         part for part in predicted_gradient(replay, HessianMode.EXACT, step, theta, zeros, 0.0) if part is not None
     ]
     assert 1e-4 < distance(plain, own) / global_norm(own) < 0.02  # what autocast rounds
-
-
-def test_label_smoothing_is_refused_by_its_name(base_model: Path, tmp_path: Path) -> None:
-    setting = Setting(load, trainer={"label_smoothing_factor": 0.1})
-    with pytest.raises(UsageError, match="label smoothing: the trainer computes the loss itself"):
-        by_trainer(setting, base_model, tmp_path, callbacks=[LMCleanerCallback(tmp_path / "log")])
-    assert not (tmp_path / "log").exists()
 
 
 def test_dropout_of_the_base_model_is_drawn_again(base_model: Path, tmp_path: Path) -> None:

@@ -49,19 +49,6 @@ def two_optimizers(base: Path) -> None:
     two_steps(model, optimizer_of(model))
 
 
-def own_loss(base: Path) -> None:
-    model = load(base)
-    model(**batches(1)[0]).logits.square().mean().backward()
-    optimizer_of(model).step()
-
-
-def without_labels(base: Path) -> None:
-    model, batch = load(base), batches(1)[0]
-    labels = batch.pop("labels")
-    nn.functional.cross_entropy(model(**batch).logits.flatten(0, 1), labels.flatten(), label_smoothing=0.1).backward()
-    optimizer_of(model).step()
-
-
 def other_factors(base: Path) -> None:
     model = load(base)
     for factor, batch in enumerate(batches(2), start=1):
@@ -95,11 +82,6 @@ def clipped_otherwise(base: Path) -> None:
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "no step": (no_step, "nothing was recorded: the training took no optimizer step"),
     "two optimizers": (two_optimizers, "two optimizers: a AdamW takes a step beside the recorded AdamW"),
-    "a loss of the loop's own": (own_loss, r"must call backward on the model's loss.* \[0.0\]"),
-    "a loss without the model's": (
-        without_labels,
-        "no model to record: expected one that returned a loss.* found none",
-    ),
     "microbatches with different weights": (other_factors, r"factors \[1.0, 2.0\]"),
     "an optimizer of half of the parameters": (half_of_the_parameters, "no model to record: .* found LlamaForCausalLM"),
     "a model without labels": (another_model, "no model to record: .* a SGD of 2 parameters; found none"),

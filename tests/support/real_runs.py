@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
 from lmcleaner.recording.callback import LMCleanerCallback
@@ -29,6 +32,7 @@ class Setting:
     left: bool = False
     autocast: bool = False
     trainer: dict[str, Any] | None = None
+    is_sft: bool = False
 
 
 def load(base: Path, **options: Any) -> Any:
@@ -82,6 +86,14 @@ SETTINGS: dict[str, Setting] = {
     "Trainer, LoRA, autocast, gradient checkpointing": Setting(
         with_lora, trainer={"bf16": True, "gradient_checkpointing": True}
     ),
+    "Trainer, label smoothing, autocast, accumulation": Setting(
+        load, trainer={"label_smoothing_factor": 0.3, "bf16": True, "gradient_accumulation_steps": 2}
+    ),
+    "SFTTrainer, as it comes": Setting(load, is_sft=True, trainer={}),  # autocast and gradient checkpointing
+    "SFTTrainer, LoRA, accumulation": Setting(
+        with_lora, is_sft=True, trainer={"bf16": False, "gradient_accumulation_steps": 2}
+    ),
+    "SFTTrainer, dft": Setting(load, is_sft=True, trainer={"bf16": False, "loss_type": "dft"}),
 }
 
 
@@ -134,20 +146,33 @@ class CountingTrainer(Trainer):
         return found, sum(batch["attention_mask"][:, 1:].sum() for batch in found)
 
 
+class CountingSFTTrainer(CountingTrainer, SFTTrainer):
+    """That of TRL, likewise."""
+
+
 def trainer_of(setting: Setting, base: Path, scratch: Path, forgotten: Forgotten = (), **options: Any) -> Trainer:
     def rows(forgotten: Forgotten) -> list[dict[str, Tensor]]:
         whole = batches(setting, forgotten)
         return [{name: value[row] for name, value in batch.items()} for batch in whole for row in range(ROWS)]
 
-    chosen = {"save_strategy": "no", **(setting.trainer or {})}
-    arguments = TrainingArguments(
-        output_dir=str(scratch), num_train_epochs=1, per_device_train_batch_size=ROWS, learning_rate=RATE,
-        max_grad_norm=0.5, use_cpu=True, report_to=[], disable_tqdm=True, logging_strategy="no",
-        dataloader_pin_memory=False, **chosen,
+    settings = {
+        "output_dir": str(scratch), "num_train_epochs": 1, "per_device_train_batch_size": ROWS, "learning_rate": RATE,
+        "max_grad_norm": 0.5, "use_cpu": True, "report_to": [], "disable_tqdm": True, "save_strategy": "no",
+        "logging_strategy": "no", "dataloader_pin_memory": False, **(setting.trainer or {}),
+    }  # fmt: skip
+    if not setting.is_sft:
+        return CountingTrainer(
+            model=setting.load(base), args=TrainingArguments(**settings), train_dataset=rows(forgotten),
+            eval_dataset=rows(())[:4], **options,
+        )  # fmt: skip
+    unpadded = [
+        {name: row[name][row["attention_mask"].bool()].tolist() for name in ("input_ids", "labels")}
+        for row in rows(forgotten)
+    ]
+    return CountingSFTTrainer(
+        model=setting.load(base), args=SFTConfig(dataset_kwargs={"skip_prepare_dataset": True}, **settings),
+        train_dataset=Dataset.from_list(unpadded), processing_class=AutoTokenizer.from_pretrained(base), **options,
     )  # fmt: skip
-    return CountingTrainer(
-        model=setting.load(base), args=arguments, train_dataset=rows(forgotten), eval_dataset=rows(())[:4], **options
-    )
 
 
 def by_trainer(setting: Setting, base: Path, scratch: Path, forgotten: Forgotten = (), **options: Any) -> Any:
