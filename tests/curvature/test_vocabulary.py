@@ -29,7 +29,7 @@ def replay() -> ReplayModel:
         num_elements=module.num_parameters(),
         loss_divisor=1.0,
         world_size=1,
-        model=SimpleNamespace(forward_arguments={}),
+        model=SimpleNamespace(forward_arguments={}, loss=None),
     )
     parts = {"module": module, "parameters": [*named.values()], "manifest": manifest, "device": CPU}
     return cast(ReplayModel, SimpleNamespace(**parts, scaled=lambda loss: loss, restore_rng=lambda _: None))
