@@ -45,7 +45,7 @@ def verify(
     else:
         print_checks(report)
         if report.sweep is not None:
-            print_text(f"sweep          {_sweep_line(report.sweep)}")
+            print_text(_sweep_line(report.sweep))
         print_text("verified" if report.passed else "verification FAILED")
     if not report.is_good:
         raise typer.Exit(1)

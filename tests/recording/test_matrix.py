@@ -13,6 +13,7 @@ from trainings import FRAMEWORKS, MAX_NORM, PADDING, STEPS, Run
 
 from lmcleaner.choices import Denominator, HessianMode
 from lmcleaner.formats.layout import TABLES
+from lmcleaner.formats.manifest import LossEntry
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.samples import Sample
 from lmcleaner.recording.callback import LMCleanerCallback
@@ -28,6 +29,7 @@ from tiny_runs import parameters_in, same_bits
 FORGOTTEN = ((0, 1), (1, 0), (4, 2), (5, 1))  # batch and row
 EVERY_FOUR = WatchOptions(checkpoint_every=4)
 ACCUMULATIONS = (1, 3)
+TRAINERS = {"Trainer", "SFTTrainer"}
 Bits = Mapping[str, Tensor]
 
 
@@ -45,7 +47,8 @@ def by_wrapper(framework: str, run: Run, folder: Path) -> Bits:
 def by_recorder(framework: str, run: Run, folder: Path) -> Bits:
     description = RunDescription(
         model_source=str(run.base), max_grad_norm=MAX_NORM, padding_token=PADDING, checkpoint_every=4,
-        loss_divisor=1 if framework == "Trainer" else run.accumulation,
+        loss_divisor=1 if framework in TRAINERS else run.accumulation,
+        loss=LossEntry(name="trl_nll") if framework == "SFTTrainer" else None,
     )  # fmt: skip
     around = replace(run, around=lambda model, optimizer: Recorder(folder / "log", model, optimizer, description))
     return bits(FRAMEWORKS[framework](around))
@@ -83,7 +86,7 @@ CELLS = [
     for framework in FRAMEWORKS
     for accumulation in ACCUMULATIONS
     for way in WAYS
-    if way != "callback" or framework == "Trainer"
+    if way != "callback" or framework in TRAINERS
 ]
 
 
@@ -143,7 +146,7 @@ def test_a_recorded_training_is_what_it_is_and_forgets_as_a_retraining_does(
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_all_ways_write_the_same_log(framework: str, accumulation: int, recorded: Any) -> None:
     logs = [recorded(cell)[0] for cell in CELLS if (cell.framework, cell.accumulation) == (framework, accumulation)]
-    assert len(logs) == (4 if framework == "Trainer" else 3)
+    assert len(logs) == (4 if framework in TRAINERS else 3)
     assert all(_content(log) == _content(logs[0]) for log in logs)
 
 

@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
+from datasets import Dataset
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 STEPS, ROWS, LENGTH, PADDING, RATE, MAX_NORM = 6, 3, 8, 2, 1e-2, 0.5
 Batch = dict[str, Tensor]
@@ -104,14 +107,41 @@ def by_accelerate(run: Run) -> Any:
 def by_trainer(run: Run) -> Any:
     """With Hugging Face `Trainer`, which counts the tokens of all batches of a step together."""
     rows = [{name: value[row] for name, value in batch.items()} for batch in run.batches() for row in range(ROWS)]
+
+    def trainer_of(model: Any, settings: dict[str, Any], **others: Any) -> Trainer:
+        return Trainer(model, TrainingArguments(**settings), train_dataset=rows, **others)
+
+    return _trained(run, trainer_of)
+
+
+def by_sft(run: Run) -> Any:
+    """With TRL's `SFTTrainer`, which computes the loss itself and pads by itself."""
+    rows = [
+        {name: batch[name][row][batch["attention_mask"][row].bool()].tolist() for name in ("input_ids", "labels")}
+        for batch in run.batches()
+        for row in range(ROWS)
+    ]
+
+    def trainer_of(model: Any, settings: dict[str, Any], **others: Any) -> Trainer:
+        arguments = SFTConfig(bf16=False, dataset_kwargs={"skip_prepare_dataset": True}, **settings)
+        tokenizer = AutoTokenizer.from_pretrained(run.base)
+        return SFTTrainer(
+            model, arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, **others
+        )  # fmt: skip
+
+    return _trained(run, trainer_of)
+
+
+def _trained(run: Run, trainer_of: Callable[..., Trainer]) -> Any:
     model = AutoModelForCausalLM.from_pretrained(run.base)
     with TemporaryDirectory() as scratch:
-        arguments = TrainingArguments(
-            output_dir=scratch, num_train_epochs=1, per_device_train_batch_size=ROWS, learning_rate=RATE,
-            gradient_accumulation_steps=run.accumulation, max_grad_norm=MAX_NORM, use_cpu=True, report_to=[],
-            disable_tqdm=True, save_strategy="no", logging_strategy="no", dataloader_pin_memory=False,
-        )  # fmt: skip
-        trainer = Trainer(model, arguments, train_dataset=rows, callbacks=[*run.callbacks, _Telling(run)])
+        settings = {
+            "output_dir": scratch, "num_train_epochs": 1, "per_device_train_batch_size": ROWS, "learning_rate": RATE,
+            "gradient_accumulation_steps": run.accumulation, "max_grad_norm": MAX_NORM, "use_cpu": True,
+            "report_to": [], "disable_tqdm": True, "save_strategy": "no", "logging_strategy": "no",
+            "dataloader_pin_memory": False,
+        }  # fmt: skip
+        trainer = trainer_of(model, settings, callbacks=[*run.callbacks, _Telling(run)])
         trainer.create_optimizer()
         with run.around(model, trainer.optimizer):
             trainer.train()
@@ -128,7 +158,7 @@ class _Telling(TrainerCallback):
         self._run.after(state.global_step, others["lr_scheduler"].get_last_lr()[0], others["model"])
 
 
-FRAMEWORKS = {"plain": by_plain_loop, "Accelerate": by_accelerate, "Trainer": by_trainer}
+FRAMEWORKS = {"plain": by_plain_loop, "Accelerate": by_accelerate, "Trainer": by_trainer, "SFTTrainer": by_sft}
 
 if __name__ == "__main__":
     FRAMEWORKS[sys.argv[1]](Run(accumulation=int(sys.argv[2]), base=Path(sys.argv[3]))).save_pretrained(sys.argv[4])
