@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lmcleaner.choices import Rounding, choose
 from lmcleaner.cli.console import Reporter, print_json, print_text
 from lmcleaner.cli.evaluation import print_evaluation
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Device, Model, Quiet
@@ -45,7 +46,7 @@ def audit(
         str | None,
         typer.Option(
             metavar="bf16,int8,int4",
-            help="Evaluate once more with the models' weights rounded to these; fails if what was forgotten comes back.",
+            help="Evaluate once more with weights rounded to these; fails if what was forgotten comes back.",
         ),
     ] = None,
     stress: Annotated[
@@ -71,7 +72,7 @@ def audit(
     from lmcleaner.audit.check import audit_model
     from lmcleaner.audit.options import AuditOptions
 
-    roundings = deploy.split(",") if deploy else []
+    roundings = [choose(Rounding, name, "deploy") for name in deploy.split(",")] if deploy else []
     options = AuditOptions(
         oracle=oracle, model=model, device=device, relative_error=max_relative_error, evaluate=evaluate, gold=gold,
         deploy=roundings, stress=stress, relearn_lr=relearn_lr,

@@ -6,13 +6,14 @@ from lmcleaner.cli.console import print_table, print_text
 
 _GOLDS = {"oracle": "the counterfactual run, replayed", "model": "the model that was given"}
 _ARROWS = {"higher": "↑", "lower": "↓", "gold": "closest to gold"}
+_ANSWERS = {"yes": "what was forgotten CAME BACK, by ", "unclear": "unclear whether it came back, by "}
 _SIDES = {"Before": "before", "LMCleaner": "unlearned", "Gold": "gold"}
 
 Document = dict[str, Any]
 
 
 def print_evaluation(evaluation: Document) -> None:
-    """Metric | Before | LMCleaner | Gold, each with its interval; then rounded weights and stress, if they were asked for."""
+    """Metric | Before | LMCleaner | Gold, each with its interval; then what else was asked for."""
     _print_metrics(evaluation["metrics"])
     parts = ", ".join(f"{part['rows']} {name}" for name, part in evaluation["rows"].items())
     print_text(f"rows: {parts}; {evaluation['requested']} of those to forget are in the request")
@@ -54,19 +55,18 @@ def _returned(rounded: Document) -> str:
         return str(rounded["void"])
     found = rounded["returned"]
     shares = ", ".join(f"{name} {one['exact']:.0%} → {one['rounded']:.0%}" for name, one in found.items())
-    answers = {one["came_back"] for one in found.values()}
-    if "yes" in answers:
-        said = "forgetting CAME BACK, by " + ", ".join(name for name, one in found.items() if one["came_back"] == "yes")
-    else:
-        said = "forgetting didn't come back" if answers == {"no"} else "unclear whether forgetting came back"
-    return f"{said}; of what was to forget there is {shares}"
+    by = {answer: ", ".join(name for name, one in found.items() if one["came_back"] == answer) for answer in _ANSWERS}
+    if not found:
+        return "no metric tells the model before from gold"
+    said = next((f"{text}{by[answer]}" for answer, text in _ANSWERS.items() if by[answer]), "nothing came back")
+    return f"{said}; of what was to forget there was and is: {shares}"
 
 
 def _print_relearning(relearning: Document) -> None:
     rows, steps = relearning["rows"], relearning["steps"]
     print_text(
-        f"\nrelearning: {rows['learned']} rows to forget are trained on, lr {relearning['lr']:g}; {rows['measured']} others "
-        f"are measured, LMCleaner (gold)"
+        f"\nrelearning: {rows['learned']} rows to forget are trained on, lr {relearning['lr']:g}; {rows['measured']} "
+        f"others are measured, LMCleaner (gold)"
     )
     lines = []
     for metric, found in relearning["lead"].items():

@@ -4,11 +4,9 @@ Unlearning may change weights by less than a step of the rounding, which then gi
 "Catastrophic Failure of LLM Unlearning via Quantization", 2025).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-
-import numpy as np
 
 from lmcleaner.evaluation.comparison import Comparison, Side, interval
 from lmcleaner.evaluation.scores import Array
@@ -33,16 +31,15 @@ class Return:
     Attributes:
         exact: which share of what was to forget is still there, without rounding: 0 as in gold, 1 as before.
         rounded: the same when all three models are rounded alike.
-        low: lower end of the interval of the growth of the share; None where a draw
-            doesn't tell before from gold.
+        low: lower end of the interval of the growth of the share.
         high: upper end.
         came_back: whether it grew by more than 0.1.
     """
 
     exact: float
     rounded: float
-    low: float | None
-    high: float | None
+    low: float
+    high: float
     came_back: Finding
 
 
@@ -57,15 +54,14 @@ def returns(exact: Sequence[Comparison], rounded: Sequence[Comparison]) -> dict[
         rounded: of the rounded ones, on the same rows.
 
     Returns:
-        For each metric of `KNOWLEDGE` that tells the model before from gold, rounded and not.
+        For each metric of `KNOWLEDGE` whose interval tells the model before from gold, rounded and not.
     """
-    found = {}
     after = {comparison.metric.name: comparison for comparison in rounded}
-    for before in exact:
-        name = before.metric.name
-        if name in KNOWLEDGE and _tells(before) and _tells(after[name]):
-            found[name] = _returned(before, after[name])
-    return found
+    return {
+        comparison.metric.name: _returned(comparison, after[comparison.metric.name])
+        for comparison in exact
+        if comparison.metric.name in KNOWLEDGE and _tells(comparison) and _tells(after[comparison.metric.name])
+    }
 
 
 def verdict(low: float, high: float, margin: float) -> Finding:
@@ -75,26 +71,34 @@ def verdict(low: float, high: float, margin: float) -> Finding:
     return Finding.NO if high <= margin else Finding.UNCLEAR
 
 
-def _tells(comparison: Comparison) -> bool:
-    return comparison.sides[Side.BEFORE].value != comparison.sides[Side.GOLD].value
-
-
 def _returned(exact: Comparison, rounded: Comparison) -> Return:
-    shares = [
-        float(_share({side: np.array(estimate.value) for side, estimate in comparison.sides.items()}))
-        for comparison in (exact, rounded)
-    ]
-    assert exact.draws is not None
-    assert rounded.draws is not None
-    growth = _share(rounded.draws) - _share(exact.draws)
-    if not np.isfinite(growth).all():
-        return Return(exact=shares[0], rounded=shares[1], low=None, high=None, came_back=Finding.UNCLEAR)
+    growth = _shares(rounded) - _shares(exact)
     low, high = interval(growth)
-    return Return(exact=shares[0], rounded=shares[1], low=low, high=high, came_back=verdict(low, high, MARGIN))
+    return Return(
+        exact=_gap(exact, Side.UNLEARNED) / _gap(exact, Side.BEFORE),
+        rounded=_gap(rounded, Side.UNLEARNED) / _gap(rounded, Side.BEFORE),
+        low=low,
+        high=high,
+        came_back=verdict(low, high, MARGIN),
+    )
 
 
-def _share(values: Mapping[Side, Array]) -> Array:
-    """NaN or infinite in draws that don't tell the model before from gold."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shares: Array = (values[Side.UNLEARNED] - values[Side.GOLD]) / (values[Side.BEFORE] - values[Side.GOLD])
+def _tells(comparison: Comparison) -> bool:
+    low, high = interval(_drawn_gap(comparison, Side.BEFORE))
+    return low > 0 or high < 0
+
+
+def _shares(comparison: Comparison) -> Array:
+    """In each draw; what is divided by is that of all rows, since it may be 0 in a draw."""
+    shares: Array = _drawn_gap(comparison, Side.UNLEARNED) / _gap(comparison, Side.BEFORE)
     return shares
+
+
+def _gap(comparison: Comparison, side: Side) -> float:
+    return comparison.sides[side].value - comparison.sides[Side.GOLD].value
+
+
+def _drawn_gap(comparison: Comparison, side: Side) -> Array:
+    assert comparison.draws is not None, comparison.metric.name
+    gap: Array = comparison.draws[side] - comparison.draws[Side.GOLD]
+    return gap

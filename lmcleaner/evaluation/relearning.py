@@ -33,10 +33,10 @@ BATCH_SIZE = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lead:
-    """How much more a model gained by relearning than gold.
+    """How far a model is ahead of gold in relearning.
 
     Attributes:
-        value: difference of both models' gains since step 0, the mean over rows and marks.
+        value: how far it is ahead in the mean over rows and marks, less what it was ahead before the first step.
         low: lower end of its interval over draws of the rows.
         high: upper end.
         faster: whether it is more than 0.01.
@@ -107,18 +107,20 @@ def relearn(
 def lead(curve: Array, gold: Array) -> Lead:
     """Whether a model learns faster than gold.
 
+    A model that starts behind gold isn't faster as long as it only catches up.
+
     Args:
         curve: a metric of the model, `[mark, row]`, the first one before any step.
         gold: the same of gold.
 
     Returns:
-        The mean difference of both gains, with the middle 95 % of what 1,000 draws of the rows give.
+        Its lead, with the middle 95 % of what 1,000 draws of the rows give.
     """
-    gains = (curve[1:] - curve[0]) - (gold[1:] - gold[0])
-    by_row = gains.mean(axis=0)
-    rows = np.random.default_rng(SEED).integers(len(by_row), size=(RESAMPLES, len(by_row)))
-    low, high = interval(by_row[rows].mean(axis=1))
-    return Lead(value=float(by_row.mean()), low=low, high=high, faster=verdict(low, high, KNOWN_MARGIN))
+    start, later = curve[0] - gold[0], (curve[1:] - gold[1:]).mean(axis=0)
+    rows = np.random.default_rng(SEED).integers(len(start), size=(RESAMPLES, len(start)))
+    low, high = interval(later[rows].mean(axis=1) - np.maximum(start[rows].mean(axis=1), 0))
+    value = float(later.mean() - max(start.mean(), 0))
+    return Lead(value=value, low=low, high=high, faster=verdict(low, high, KNOWN_MARGIN))
 
 
 def _batches(samples: Sequence[Sample], count: int) -> list[list[Sample]]:
