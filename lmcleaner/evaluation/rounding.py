@@ -52,7 +52,7 @@ def rounded_model(model: nn.Module, rounding: Rounding) -> nn.Module:
     """
     copied: Any = copy.deepcopy(model)
     if is_adapted(copied):
-        copied = copied.merge_and_unload()
+        copied = copied.merge_and_unload().requires_grad_(True)  # whose gradients the metrics take
     with torch.no_grad():
         if rounding is Rounding.BF16:
             for parameter in copied.parameters():
