@@ -40,8 +40,8 @@ def rounded_model(model: nn.Module, rounding: Rounding) -> nn.Module:
     """A copy of a model with rounded weights.
 
     bf16 rounds all parameters. int8 and int4 round the weights of linear layers, but neither embeddings nor the output
-    head, as bitsandbytes and GPTQ do in transformers; these, norms and biases stay as they are. An adapter is merged
-    into its base model first, since it would escape the rounding.
+    head, as bitsandbytes, torchao and GPTQ do in transformers; these, norms and biases stay as they are. An adapter is
+    merged into its base model first, since it would escape the rounding.
 
     Args:
         model: a causal language model of transformers, or one that PEFT wraps.

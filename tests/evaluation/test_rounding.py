@@ -53,6 +53,13 @@ def test_rounding_again_changes_nothing(seed: int, levels: int, dtype: torch.dty
     assert torch.equal(rounded_weight(once, levels), once)
 
 
+def test_int8_is_that_of_bitsandbytes() -> None:
+    functional = pytest.importorskip("bitsandbytes.functional")
+    weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
+    codes, largest, _ = functional.int8_vectorwise_quant(weight)
+    assert torch.allclose(rounded_weight(weight, 127), functional.int8_vectorwise_dequant(codes, largest), atol=1e-6)
+
+
 def test_a_channel_of_zeros_stays() -> None:
     weight = torch.tensor([[0.0, 0.0], [1.0, 0.1]])
     assert torch.equal(rounded_weight(weight, 7)[0], weight[0])
@@ -93,7 +100,7 @@ def test_bf16_rounds_every_parameter(llama: Any) -> None:
 
 
 def test_layers_of_gpt2_have_their_channels_on_the_other_side() -> None:
-    model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, n_inner=12, vocab_size=16, n_positions=8))
+    model: Any = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, n_inner=12, vocab_size=16, n_positions=8))
     rounded: Any = rounded_model(model, Rounding.INT4)
     weight = model.transformer.h[0].mlp.c_fc.weight
     assert weight.shape == (8, 12)
