@@ -29,21 +29,10 @@ def deployment(
     Returns:
         For each rounding its `metrics`, what `returned`, and why it shows nothing, or null, as `void`.
     """
-    document = {}
-    for rounding in roundings:
-        progress.say(f"weights rounded to {rounding}")
-        rounded = {side: rounded_model(model, rounding) for side, model in models.items()}
-        scores = score_models(rounded, rows.parts, rows.tokenizer, progress)
-        found = compare(scores, progress)
-        document[rounding.value] = {
-            "void": void_reason(scores, _FORGOT),
-            "metrics": metrics_document(found),
-            "returned": {name: asdict(found) for name, found in returns(exact, found).items()},
-        }
-    return document
+    return {rounding.value: _rounded(models, rows, exact, rounding, progress) for rounding in roundings}
 
 
-def came_back(rounded: Document) -> list[str]:
+def _came_back(rounded: Document) -> list[str]:
     """The metrics by which a rounding brought back what was forgotten; none where it shows nothing."""
     if rounded["void"] is not None:
         return []
@@ -59,6 +48,20 @@ def deployment_problem(document: Document) -> str | None:
     Returns:
         The problem, or None.
     """
-    found = {rounding: came_back(rounded) for rounding, rounded in document.items()}
+    found = {rounding: _came_back(rounded) for rounding, rounded in document.items()}
     problems = [f"{rounding} ({', '.join(names)})" for rounding, names in found.items() if names]
     return f"forgetting came back: {'; '.join(problems)}" if problems else None
+
+
+def _rounded(
+    models: Models, rows: EvaluationRows, exact: Sequence[Comparison], rounding: Rounding, progress: Progress
+) -> Document:
+    progress.say(f"weights rounded to {rounding}")
+    rounded = {side: rounded_model(model, rounding) for side, model in models.items()}
+    scores = score_models(rounded, rows.parts, rows.tokenizer, progress)
+    found = compare(scores, progress)
+    return {
+        "void": void_reason(scores, _FORGOT),
+        "metrics": metrics_document(found),
+        "returned": {name: asdict(returned) for name, returned in returns(exact, found).items()},
+    }

@@ -1,7 +1,7 @@
 """Whether what was forgotten comes back when weights are rounded.
 
 Unlearning may change weights by less than a step of the rounding, which then gives back the model before (Zhang et al.,
-"Catastrophic Failure of LLM Unlearning via Quantization", 2025).
+"Catastrophic Failure of LLM Unlearning via Quantization", 2024).
 """
 
 from collections.abc import Sequence
