@@ -11,7 +11,7 @@ from lmcleaner.evaluation.rounding import rounded_model
 from lmcleaner.formats.audit_document import Document
 from lmcleaner.progress import Progress
 
-_FORGOT = "rounding alone made the model before forget"
+_FORGOT = "with its weights rounded the model before doesn't know what was to forget"
 
 
 def deployment(
