@@ -14,6 +14,7 @@ from lmcleaner.formats.errors import InsufficientLogError, UsageError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.progress import Progress
 
+_LEAST_ROWS = 4  # half of them are measured
 _RELEARNED = (Side.UNLEARNED, Side.GOLD)
 
 
@@ -29,11 +30,15 @@ def relearning_rate(log: TrainingLog, rows: EvaluationRows, given: float | None)
         It, or the run's largest.
 
     Raises:
-        InsufficientLogError: there is only one row to forget.
+        InsufficientLogError: there are fewer than four rows to forget; one measured row has no interval.
         UsageError: none was given, and the run's isn't one of Adam's.
     """
-    if len(rows.parts[Part.FORGET].samples) < 2:
-        raise InsufficientLogError("nothing to relearn: expected two rows to forget at least, found one")
+    found = len(rows.parts[Part.FORGET].samples)
+    if found < _LEAST_ROWS:
+        raise InsufficientLogError(
+            f"too little to relearn: expected {_LEAST_ROWS} rows to forget at least, found {found}",
+            hint="leave --stress out, or give more rows with --evaluate",
+        )
     if given is not None:
         return given
     name = log.manifest.optimizer.name

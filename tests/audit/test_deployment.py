@@ -14,12 +14,14 @@ from typer.testing import CliRunner, Result
 from lmcleaner.audit.check import audit_model
 from lmcleaner.audit.deployment import deployment, deployment_problem
 from lmcleaner.audit.evaluation import EvaluationRows, rows_to_evaluate, score_models
+from lmcleaner.audit.measuring import evaluation_checks
 from lmcleaner.audit.options import AuditOptions
 from lmcleaner.audit.statements import stated_forget_set
-from lmcleaner.audit.stress import relearning_problem, relearning_rate
+from lmcleaner.audit.stress import relearning_rate
 from lmcleaner.choices import Rounding
 from lmcleaner.cli.main import app
 from lmcleaner.evaluation.comparison import Side, compare
+from lmcleaner.evaluation.parts import PartRows
 from lmcleaner.evaluation.rounding import LEVELS, rounded_model
 from lmcleaner.evaluation.scores import Part
 from lmcleaner.formats.audit_document import read_audit, schema_problems
@@ -160,22 +162,32 @@ def test_what_was_hidden_within_a_step_comes_back(audited: Audited, of_the_log: 
     assert deployment_problem(void) is None
 
 
-def test_a_model_that_relearns_faster_fails() -> None:
+def test_each_finding_is_a_check() -> None:
+    shares = {"forget_Q_A_Prob": {"came_back": "yes"}, "extraction_strength": {"came_back": "unclear"}}
     leads = {"probability": {"faster": "yes"}, "rougeL_recall": {"faster": "unclear"}}
-    problem = relearning_problem({"relearning": {"lead": leads}})
-    assert problem == "traces are left: it relearns faster than gold, by probability"
+    evaluation = {
+        "void": None,
+        "deployment": {"int8": {"void": None, "returned": {}}, "int4": {"void": None, "returned": shares}},
+        "stress": {"relearning": {"lead": leads}},
+    }
+    assert evaluation_checks(evaluation) == {
+        "evaluation": None,
+        "deployment": "forgetting came back: int4 (forget_Q_A_Prob)",
+        "relearning": "traces are left: it relearns faster than gold, by probability",
+    }
+    assert evaluation_checks({"void": "void: why"}) == {"evaluation": "void: why"}
 
 
 def test_the_rate_is_the_runs_largest(audited: Audited, of_the_log: EvaluationRows) -> None:
     log = audited.run.open()
     assert relearning_rate(log, of_the_log, None) == max(log.step(step).lr[0] for step in range(log.num_steps))
     assert relearning_rate(log, of_the_log, 0.5) == 0.5
-    alone = EvaluationRows(
-        parts={Part.FORGET: type(of_the_log.parts[Part.FORGET])(samples=of_the_log.parts[Part.FORGET].samples[:1])},
+    few = EvaluationRows(
+        parts={Part.FORGET: PartRows(samples=of_the_log.parts[Part.FORGET].samples[:3])},
         digests={}, tokenizer=None,
     )  # fmt: skip
-    with pytest.raises(InsufficientLogError, match="expected two rows to forget at least, found one"):
-        relearning_rate(log, alone, None)
+    with pytest.raises(InsufficientLogError, match="expected 4 rows to forget at least, found 3"):
+        relearning_rate(log, few, None)
 
 
 def test_the_rate_of_another_optimizer_serves_not(base_model: Path, tmp_path: Path, of_the_log: EvaluationRows) -> None:
