@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lmcleaner.cli.console import Reporter, print_json, print_table, print_text
+from lmcleaner.choices import Rounding, choose
+from lmcleaner.cli.console import Reporter, print_json, print_text
+from lmcleaner.cli.evaluation import print_evaluation
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Device, Model, Quiet
 from lmcleaner.formats.wording import counted
 
@@ -19,8 +21,6 @@ LogOption = Annotated[
     str | None,
     typer.Option(help="The training log; by default $LMCLEANER_LOG, then where the audit document says it lay."),
 ]
-_GOLDS = {"oracle": "the counterfactual run, replayed", "model": "the model that was given"}
-_ARROWS = {"higher": "↑", "lower": "↓", "gold": "closest to gold"}
 
 
 def audit(
@@ -42,6 +42,24 @@ def audit(
         Path | None,
         typer.Option(help="A model trained without the rows, to compare with; by default the oracle."),
     ] = None,
+    deploy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="bf16,int8,int4",
+            help="Evaluate once more with weights rounded to these; fails if what was forgotten comes back.",
+        ),
+    ] = None,
+    stress: Annotated[
+        bool,
+        typer.Option(
+            "--stress",
+            help="Evaluate with paraphrased questions, and train the unlearned and the gold model on half of the rows "
+            "to forget; fails if gold learns them more slowly.",
+        ),
+    ] = False,
+    relearn_lr: Annotated[
+        float | None, typer.Option(help="Learning rate of that training; by default the run's largest.")
+    ] = None,
     max_relative_error: Annotated[float, typer.Option(help="From it on --oracle fails; at most 0.9.")] = 0.9,
     config: Config = None,
     as_json: AsJson = False,
@@ -54,9 +72,11 @@ def audit(
     from lmcleaner.audit.check import audit_model
     from lmcleaner.audit.options import AuditOptions
 
+    roundings = [choose(Rounding, name, "deploy") for name in deploy.split(",")] if deploy else []
     options = AuditOptions(
-        oracle=oracle, model=model, device=device, relative_error=max_relative_error, evaluate=evaluate, gold=gold
-    )
+        oracle=oracle, model=model, device=device, relative_error=max_relative_error, evaluate=evaluate, gold=gold,
+        deploy=roundings, stress=stress, relearn_lr=relearn_lr,
+    )  # fmt: skip
     with Reporter(quiet=quiet or as_json) as reporter:
         report = audit_model(folder, log or default_log(folder), options, reporter)
     if as_json:
@@ -103,7 +123,7 @@ def _print_report(report: "AuditReport") -> None:
                         f"oracle {answers['kl_from_oracle']:.4f}"
                     )
     if report.evaluation is not None:
-        _print_evaluation(report.evaluation)
+        print_evaluation(report.evaluation)
     print_text(f"verdict of the unlearning, as recorded: {report.verdict}")
     for reason in report.reasons:
         print_text(f"  {reason}")
@@ -111,26 +131,3 @@ def _print_report(report: "AuditReport") -> None:
     print_text(f"audit passed{left_out}" if report.passed else "audit FAILED")
     if report.passed and not report.is_good:
         print_text("the document is true, and says that the result is not good")
-
-
-def _print_evaluation(evaluation: dict[str, Any]) -> None:
-    """Metric | Before | LMCleaner | Gold, each with its interval."""
-    columns = {"Before": "before", "LMCleaner": "unlearned", "Gold": "gold"}
-    rows = [
-        {
-            "Metric": name,
-            "Better": _ARROWS[metric["direction"]],
-            **{column: _estimate(metric[side]) for column, side in columns.items()},
-            "Closer to gold": metric["closer_to_gold"],
-        }
-        for name, metric in evaluation["metrics"].items()
-    ]
-    print_table(["Metric", "Better", *columns, "Closer to gold"], rows)
-    parts = ", ".join(f"{part['rows']} {name}" for name, part in evaluation["rows"].items())
-    print_text(f"rows: {parts}; {evaluation['requested']} of those to forget are in the request")
-    print_text(f"gold: {_GOLDS[evaluation['gold']]}; in brackets: {evaluation['intervals']['level']:.0%} intervals")
-
-
-def _estimate(estimate: dict[str, float | None]) -> str:
-    interval = "" if estimate["low"] is None else f" [{estimate['low']:.3g}, {estimate['high']:.3g}]"
-    return f"{estimate['value']:.4g}{interval}"

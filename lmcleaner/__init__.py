@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ModelDtype,
         OptimizerName,
         Propagation,
+        Rounding,
         Scheduler,
     )
     from lmcleaner.curvature.matrix import Curvature
@@ -87,6 +88,7 @@ __all__ = [
     "RecordResult",
     "Recorder",
     "ResourceError",
+    "Rounding",
     "RunDescription",
     "Sample",
     "Scheduler",
@@ -146,7 +148,7 @@ _HOMES = {
     "lmcleaner.unlearning.trainers": ("LMCleanerBatchLevel", "LMCleanerSampleLevel"),
     "lmcleaner.choices": (
         "Codec", "CurvatureKind", "Denominator", "HessianMode", "Level", "ModelDtype", "OptimizerName", "Propagation",
-        "Scheduler",
+        "Rounding", "Scheduler",
     ),
     "lmcleaner.formats.errors": (
         "DamagedError", "DivergedError", "ExistsError", "InsufficientLogError", "LmcleanerError", "MismatchError",

@@ -124,3 +124,11 @@ class Denominator(StrEnum):
 
     LOGGED = "logged"
     RETAINED = "retained"
+
+
+class Rounding(StrEnum):
+    """How weights are rounded when a model is deployed."""
+
+    BF16 = "bf16"
+    INT8 = "int8"
+    INT4 = "int4"

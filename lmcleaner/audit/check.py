@@ -10,7 +10,7 @@ from lmcleaner.audit.coverage import request_checks
 from lmcleaner.audit.entered import NOT_ENTERED, ledger_problem
 from lmcleaner.audit.files import FILES, files_problem
 from lmcleaner.audit.history import redactions
-from lmcleaner.audit.measuring import measure, oracle_problem
+from lmcleaner.audit.measuring import evaluation_checks, measure, oracle_problem
 from lmcleaner.audit.options import AuditOptions
 from lmcleaner.audit.redacted import changes_since, check_previous, check_redacted
 from lmcleaner.audit.statements import (
@@ -138,7 +138,7 @@ def audit_model(
     if oracle is not None:
         checks["oracle"] = oracle_problem(document, oracle, options.relative_error)
     if evaluation is not None:
-        checks["evaluation"] = evaluation["void"]
+        checks |= evaluation_checks(evaluation)
     return AuditReport(checks=checks, unchecked=unchecked, document=document, oracle=oracle, evaluation=evaluation)
 
 

@@ -1,15 +1,15 @@
 """The evaluation of an audit: which rows, what was found on them, and where it is written."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from lmcleaner.audit.oracle import counted_samples
-from lmcleaner.data.rows import read_rows
+from lmcleaner.data.rows import RowSource, read_rows
 from lmcleaner.evaluation.comparison import (
     LEVEL,
     RESAMPLES,
@@ -17,13 +17,12 @@ from lmcleaner.evaluation.comparison import (
     Comparison,
     Estimate,
     Side,
-    compare,
     void_reason,
 )
 from lmcleaner.evaluation.evaluate import evaluate
 from lmcleaner.evaluation.harness import EVAL_FILE, SUMMARY_FILE, eval_document, summary_document
 from lmcleaner.evaluation.libraries import check_libraries
-from lmcleaner.evaluation.parts import PartRows, Parts, part_rows
+from lmcleaner.evaluation.parts import PartRows, Parts, part_rows, reworded
 from lmcleaner.evaluation.scores import Part, Scores
 from lmcleaner.evaluation.spec import OF_THE_LOG, named_sources
 from lmcleaner.formats.audit_document import Document, with_evaluation
@@ -38,6 +37,8 @@ from lmcleaner.unlearning.request import ForgetSet
 
 EVALS = "evals"  # folder beside the audit document
 
+Models = Mapping[Side, nn.Module]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationRows:
@@ -47,11 +48,13 @@ class EvaluationRows:
         parts: the rows.
         digests: SHA-256 of each part's file, or of its rows where there is no file.
         tokenizer: the run's.
+        reworded: the rows of those parts that have their questions in other words, too.
     """
 
     parts: Parts
     digests: Mapping[Part, str]
     tokenizer: Any
+    reworded: Parts = field(default_factory=dict)
 
 
 def rows_to_evaluate(
@@ -79,39 +82,61 @@ def rows_to_evaluate(
         return _rows_of_the_log(log, forget_set, tokenizer)
     named = named_sources(spec, str(log.manifest.data.get("source", "")), progress)
     sources = {part: read_rows(place) for part, place in named.items()}
-    parts = {part: part_rows(found, lambda it: encode_rows(log, it, tokenizer)) for part, found in sources.items()}
-    digests = {part: found.sha256 for part, found in sources.items()}
-    return EvaluationRows(parts=parts, digests=digests, tokenizer=tokenizer)
+    others = {part: found for part, source in sources.items() if (found := reworded(source)) is not None}
+    return EvaluationRows(
+        parts=_encoded(sources, log, tokenizer),
+        digests={part: found.sha256 for part, found in sources.items()},
+        tokenizer=tokenizer,
+        reworded=_encoded(others, log, tokenizer),
+    )
 
 
-def evaluate_models(
-    models: Mapping[Side, nn.Module], rows: EvaluationRows, forget_set: ForgetSet, gold: str, progress: Progress
-) -> tuple[Document, Mapping[Side, Scores]]:
-    """Scores the models and compares them.
+def score_models(models: Models, parts: Parts, tokenizer: Any, progress: Progress) -> Mapping[Side, Scores]:
+    """Scores all three models.
 
     Args:
         models: the models.
-        rows: what to evaluate them on.
-        forget_set: what was forgotten.
-        gold: what the gold model is, "oracle" or "model".
+        parts: rows to evaluate them on.
+        tokenizer: of all of them.
         progress: is told of every batch.
 
     Returns:
-        The `evaluation` of an audit document, which holds no content of a row, and the scores.
+        The scores of each.
     """
     named = {side.value: model for side, model in models.items()}
-    found = evaluate(named, rows.tokenizer, rows.parts, gold=Side.GOLD.value, progress=progress)
-    scores = {side: found[side.value] for side in models}
+    found = evaluate(named, tokenizer, parts, gold=Side.GOLD.value, progress=progress)
+    return {side: found[side.value] for side in models}
+
+
+def evaluation_document(
+    scores: Mapping[Side, Scores], found: Sequence[Comparison], rows: EvaluationRows, forget_set: ForgetSet, gold: str
+) -> Document:
+    """The `evaluation` of an audit document, which holds no content of a row.
+
+    Args:
+        scores: of each model.
+        found: their comparison.
+        rows: what they were evaluated on.
+        forget_set: what was forgotten.
+        gold: what the gold model is, "oracle" or "model".
+
+    Returns:
+        The document.
+    """
     parts = {name: {"rows": len(part.samples), "sha256": rows.digests[name]} for name, part in rows.parts.items()}
-    document = {
+    return {
         "rows": {name.value: part for name, part in parts.items()},
         "requested": sum(sample.digest in forget_set.digests for sample in rows.parts[Part.FORGET].samples),
         "gold": gold,
         "void": void_reason(scores),
         "intervals": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
-        "metrics": {line.metric.name: _metric(line) for line in compare(scores, progress)},
+        "metrics": metrics_document(found),
     }
-    return document, scores
+
+
+def metrics_document(found: Sequence[Comparison]) -> Document:
+    """The `metrics` of a document: all values, intervals and verdicts."""
+    return {comparison.metric.name: _metric(comparison) for comparison in found}
 
 
 def write_evaluation(folder: Path, evaluation: Document, scores: Mapping[Side, Scores]) -> None:
@@ -143,6 +168,10 @@ def _rows_of_the_log(log: TrainingLog, forget_set: ForgetSet, tokenizer: Any) ->
     parts = {part: PartRows(samples=samples) for part, samples in chosen.items() if samples}
     digests = {part: json_digest([sample.digest.hex() for sample in rows.samples]) for part, rows in parts.items()}
     return EvaluationRows(parts=parts, digests=digests, tokenizer=tokenizer)
+
+
+def _encoded(sources: Mapping[Part, RowSource], log: TrainingLog, tokenizer: Any) -> Parts:
+    return {part: part_rows(found, lambda it: encode_rows(log, it, tokenizer)) for part, found in sources.items()}
 
 
 def _metric(found: Comparison) -> Document:

@@ -7,12 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from lmcleaner.audit.evaluation import evaluate_models, rows_to_evaluate, write_evaluation
+from lmcleaner.audit.deployment import deployment, deployment_problem
+from lmcleaner.audit.evaluation import evaluation_document, rows_to_evaluate, score_models, write_evaluation
 from lmcleaner.audit.options import AuditOptions
 from lmcleaner.audit.oracle import compare_with_oracle, model_at, replay_counterfactual
 from lmcleaner.audit.statements import stated_forget_set, unequal
+from lmcleaner.audit.stress import relearning_problem, relearning_rate, stress
 from lmcleaner.choices import Denominator
-from lmcleaner.evaluation.comparison import Side
+from lmcleaner.evaluation.comparison import Side, compare
 from lmcleaner.formats.audit_document import Document
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.progress import Progress
@@ -40,8 +42,10 @@ def measure(
         The comparison with the oracle and the evaluation, None where it isn't asked for.
     """
     forget_set, rows = stated_forget_set(document), None
+    lr = None
     if options.evaluate is not None:
         rows = rows_to_evaluate(log, forget_set, options.evaluate, options.model, progress)
+        lr = relearning_rate(log, rows, options.relearn_lr) if options.stress else None
     replay = open_replay(log.manifest, options.model, options.device)
     trained = replay.load(log.parameters(log.num_steps))
     unlearned = _saved(folder, options, replay)
@@ -59,7 +63,13 @@ def measure(
         else:
             kind, gold = "model", _saved(options.gold, options, replay).module
         models = {Side.BEFORE: model_at(replay, trained), Side.UNLEARNED: unlearned.module, Side.GOLD: gold}
-        evaluation, scores = evaluate_models(models, rows, forget_set, kind, progress)
+        scores = score_models(models, rows.parts, rows.tokenizer, progress)
+        exact = compare(scores, progress)
+        evaluation = evaluation_document(scores, exact, rows, forget_set, kind)
+        if options.deploy:
+            evaluation["deployment"] = deployment(models, rows, exact, options.deploy, progress)
+        if lr is not None:
+            evaluation["stress"] = stress(models, rows, lr, progress)
         write_evaluation(folder, evaluation, scores)
     return oracle, evaluation
 
@@ -88,3 +98,21 @@ def oracle_problem(document: Document, oracle: dict[str, Any], largest: float) -
     if stated is not None and not math.isclose(stated["relative_error"], oracle["relative_error"], abs_tol=1e-3):
         return unequal("relative_error", stated["relative_error"], oracle["relative_error"])
     return None
+
+
+def evaluation_checks(evaluation: Document) -> dict[str, str | None]:
+    """What an evaluation shows, as checks.
+
+    Args:
+        evaluation: the one that was made now.
+
+    Returns:
+        For each check what is wrong, or None: the model knew what it was to forget; rounding brought nothing back; gold
+        is learned as fast.
+    """
+    checks = {"evaluation": evaluation["void"]}
+    if "deployment" in evaluation:
+        checks["deployment"] = deployment_problem(evaluation["deployment"])
+    if "stress" in evaluation:
+        checks["relearning"] = relearning_problem(evaluation["stress"])
+    return checks

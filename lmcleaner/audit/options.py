@@ -1,8 +1,10 @@
 """Options of `audit`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmcleaner.choices import Rounding, choose
 from lmcleaner.formats.errors import UsageError
 
 
@@ -17,6 +19,10 @@ class AuditOptions:
         relative_error: largest relative error that passes; never above 0.9.
         evaluate: rows to compare the models on: "log" for those of the log, or what `named_sources` reads.
         gold: a model that was trained without the rows to forget; the oracle where there is none.
+        deploy: evaluates all models once more for each of these, with their weights rounded.
+        stress: trains the unlearned and the gold model on a half of the rows to forget, and evaluates all models on
+            paraphrased questions.
+        relearn_lr: learning rate of that training; the run's largest where there is none.
     """
 
     oracle: bool = False
@@ -25,15 +31,23 @@ class AuditOptions:
     relative_error: float = 0.9
     evaluate: str | None = None
     gold: Path | None = None
+    deploy: Sequence[Rounding] = ()
+    stress: bool = False
+    relearn_lr: float | None = None
 
     def __post_init__(self) -> None:
-        """Checks that the options go together.
+        """Checks ranges, and that the options go together.
 
         Raises:
-            UsageError: there is a gold model, and nothing to compare on.
+            UsageError: a value is out of its range, or something serves an evaluation that isn't asked for.
         """
-        if self.gold is not None and self.evaluate is None:
-            raise UsageError("a gold model serves an evaluation: expected --evaluate beside --gold")
+        object.__setattr__(self, "deploy", tuple(choose(Rounding, name, "deploy") for name in self.deploy))
+        serving = {"--gold": self.gold is not None, "--deploy": bool(self.deploy), "--stress": self.stress}
+        for option, is_given in serving.items():
+            if is_given and self.evaluate is None:
+                raise UsageError(f"{option} serves an evaluation: expected --evaluate beside {option}")
+        if self.relearn_lr is not None and not (self.stress and 0 < self.relearn_lr < float("inf")):
+            raise UsageError(f"--relearn-lr: expected above 0, and --stress beside it, found {self.relearn_lr}")
 
     @property
     def measures(self) -> list[str]:

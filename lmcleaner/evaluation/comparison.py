@@ -1,7 +1,7 @@
 """Before, unlearned and gold side by side: every metric with its interval, and which model is closer to gold."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
@@ -15,6 +15,7 @@ RESAMPLES = 1000
 # Before unlearning, the answers must be more probable than gold holds them by this, or there was nothing to forget.
 KNOWN_MARGIN = 0.01
 SEED = 0
+NEVER_KNEW = "the model never knew what it was to forget"
 
 
 class Side(StrEnum):
@@ -57,11 +58,13 @@ class Comparison:
         metric: which.
         sides: its value for each model.
         closer: whether it came closer to gold.
+        draws: its values in each draw of the rows, `[draw]`; None where it has no interval.
     """
 
     metric: Metric
     sides: Mapping[Side, Estimate]
     closer: Closer
+    draws: Mapping[Side, Array] | None = field(default=None, repr=False, compare=False)
 
 
 def compare(scores: Mapping[Side, Scores], progress: Progress | None = None) -> list[Comparison]:
@@ -94,7 +97,7 @@ def compare(scores: Mapping[Side, Scores], progress: Progress | None = None) -> 
     return [_comparison(metric, scores, draws.get(metric.name)) for metric in metrics]
 
 
-def void_reason(scores: Mapping[Side, Scores]) -> str | None:
+def void_reason(scores: Mapping[Side, Scores], why: str = NEVER_KNEW) -> str | None:
     """Why a comparison shows nothing: the model never knew the rows that it was to forget.
 
     It knew them if the lower end of the interval of how much more probable it held their answers than gold does, in the
@@ -102,6 +105,7 @@ def void_reason(scores: Mapping[Side, Scores]) -> str | None:
 
     Args:
         scores: of each model.
+        why: what it means if it didn't.
 
     Returns:
         The reason; None where the model knew the rows.
@@ -109,12 +113,12 @@ def void_reason(scores: Mapping[Side, Scores]) -> str | None:
     before, gold = (scores[side][Part.FORGET]["probability"] for side in (Side.BEFORE, Side.GOLD))
     differences = before - gold
     rows = np.random.default_rng(SEED).integers(len(differences), size=(RESAMPLES, len(differences)))
-    low, _ = _interval(differences[rows].mean(axis=1))
+    low, _ = interval(differences[rows].mean(axis=1))
     if low > KNOWN_MARGIN:
         return None
     return (
-        f"void: the model never knew what it was to forget: answer probability {before.mean():.4f}, of gold "
-        f"{gold.mean():.4f}; expected a difference of more than {KNOWN_MARGIN:g}, found one of at least {low:.4f}"
+        f"void: {why}: answer probability {before.mean():.4f}, of gold {gold.mean():.4f}; expected a difference of "
+        f"more than {KNOWN_MARGIN:g}, found one of at least {low:.4f}"
     )
 
 
@@ -124,13 +128,13 @@ def _comparison(metric: Metric, scores: Mapping[Side, Scores], draws: Mapping[Si
         sides = {side: Estimate(value=value) for side, value in values.items()}
         gains = np.array([_gain(values)])
     else:
-        intervals = {side: _interval(draws[side]) for side in Side}
+        intervals = {side: interval(draws[side]) for side in Side}
         sides = {
             side: Estimate(value=value, low=intervals[side][0], high=intervals[side][1])
             for side, value in values.items()
         }
         gains = np.array([_gain(dict(zip(Side, drawn, strict=True))) for drawn in zip(*draws.values(), strict=True)])
-    return Comparison(metric=metric, sides=sides, closer=_closer(values, gains))
+    return Comparison(metric=metric, sides=sides, closer=_closer(values, gains), draws=draws)
 
 
 def _gain(values: Mapping[Side, float]) -> float:
@@ -142,12 +146,20 @@ def _gain(values: Mapping[Side, float]) -> float:
 def _closer(values: Mapping[Side, float], gains: Array) -> Closer:
     if len(set(values.values())) == 1:
         return Closer.SAME
-    low, high = _interval(gains)
+    low, high = interval(gains)
     if low > 0:
         return Closer.YES
     return Closer.NO if high < 0 else Closer.UNCLEAR
 
 
-def _interval(values: Sequence[float] | Array) -> tuple[float, float]:
+def interval(values: Sequence[float] | Array) -> tuple[float, float]:
+    """The middle 95 % of what draws give.
+
+    Args:
+        values: `[draw]`.
+
+    Returns:
+        Its lower and its upper end.
+    """
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

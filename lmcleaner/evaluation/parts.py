@@ -63,6 +63,20 @@ def part_rows(source: RowSource, encode: Encode) -> PartRows:
     return PartRows(samples=encode(source), paraphrases=paraphrases, wrong=wrong)
 
 
+def reworded(source: RowSource) -> RowSource | None:
+    """The same rows with their questions in other words.
+
+    Args:
+        source: the rows.
+
+    Returns:
+        The rows with TOFU's `paraphrased_question` in place of `question`; None where not every row has both.
+    """
+    if not all("question" in row and "paraphrased_question" in row for row in source.rows):
+        return None
+    return _replaced(source, [row | {"question": row["paraphrased_question"]} for row in source.rows])
+
+
 def _wrong_answers(row: Row, where: str) -> list[Any]:
     found = row.get("perturbed_answer", [])
     if not isinstance(found, list) or not all(isinstance(text, str) for text in found):

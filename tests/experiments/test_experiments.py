@@ -11,6 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from lmcleaner.choices import Rounding
 from lmcleaner.cli.main import app
 from lmcleaner.experiments import running
 from lmcleaner.experiments.description import read_experiments
@@ -224,6 +225,7 @@ def test_values_may_be_shared_by_reference_and_written_as_people_do(tmp_path: Pa
     file.write_text(
         "record: {model: &name a, data: *name, lr: 1e-4}\nunlearn: {forget: [x, y], settle-tolerance: 1}\n"
         "grid: {unlearn: {hessian_mode: [auto, ggn]}}\n"
+        "audit: {evaluate: log, deploy: [int4], relearn_lr: 1e-4, stress: yes}\n"
     )
     cells: Any = read_experiments(file).cells
     assert [cell.recording.options.lr for cell in cells] == [1e-4, 1e-4]
@@ -231,4 +233,5 @@ def test_values_may_be_shared_by_reference_and_written_as_people_do(tmp_path: Pa
         (0.1, "secant"), (None, "GGN")
     ]  # fmt: skip
     assert cells[0].recording.options.data == "a"
+    assert (cells[0].audit.deploy, cells[0].audit.relearn_lr, cells[0].audit.stress) == ((Rounding.INT4,), 1e-4, True)
     assert cells[0].options.requests == ("x", "y")

@@ -1,0 +1,96 @@
+"""How `audit` shows an evaluation."""
+
+from typing import Any
+
+from lmcleaner.cli.console import print_table, print_text
+
+_GOLDS = {"oracle": "the counterfactual run, replayed", "model": "the model that was given"}
+_ARROWS = {"higher": "↑", "lower": "↓", "gold": "closest to gold"}
+_ANSWERS = {"yes": "what was forgotten CAME BACK, by ", "unclear": "unclear whether it came back, by "}
+_SIDES = {"Before": "before", "LMCleaner": "unlearned", "Gold": "gold"}
+
+Document = dict[str, Any]
+
+
+def print_evaluation(evaluation: Document) -> None:
+    """Metric | Before | LMCleaner | Gold, each with its interval; then what else was asked for."""
+    _print_metrics(evaluation["metrics"])
+    parts = ", ".join(f"{part['rows']} {name}" for name, part in evaluation["rows"].items())
+    print_text(f"rows: {parts}; {evaluation['requested']} of those to forget are in the request")
+    print_text(f"gold: {_GOLDS[evaluation['gold']]}; in brackets: {evaluation['intervals']['level']:.0%} intervals")
+    if "deployment" in evaluation:
+        _print_deployment(evaluation["metrics"], evaluation["deployment"])
+    if "stress" in evaluation:
+        _print_relearning(evaluation["stress"]["relearning"])
+        _print_reworded(evaluation["stress"]["reworded"])
+
+
+def _print_metrics(metrics: Document) -> None:
+    rows = [
+        {
+            "Metric": name,
+            "Better": _ARROWS[metric["direction"]],
+            **{column: _estimate(metric[side]) for column, side in _SIDES.items()},
+            "Closer to gold": metric["closer_to_gold"],
+        }
+        for name, metric in metrics.items()
+    ]
+    print_table(["Metric", "Better", *_SIDES, "Closer to gold"], rows)
+
+
+def _print_deployment(metrics: Document, deployment: Document) -> None:
+    print_text("\nweights rounded, LMCleaner (gold rounded alike)")
+    columns = {"As it is": metrics} | {name: rounded["metrics"] for name, rounded in deployment.items()}
+    rows = [
+        {"Metric": name, **{column: _beside_gold(found[name]) for column, found in columns.items()}} for name in metrics
+    ]
+    print_table(["Metric", *columns], rows)
+    for name, rounded in deployment.items():
+        print_text(f"{name}: {_returned(rounded)}")
+
+
+def _returned(rounded: Document) -> str:
+    """Whether forgetting came back, and which share of what was to forget is there by each metric."""
+    if rounded["void"] is not None:
+        return str(rounded["void"])
+    found = rounded["returned"]
+    shares = ", ".join(f"{name} {one['exact']:.0%} → {one['rounded']:.0%}" for name, one in found.items())
+    by = {answer: ", ".join(name for name, one in found.items() if one["came_back"] == answer) for answer in _ANSWERS}
+    if not found:
+        return "no metric tells the model before from gold"
+    said = next((f"{text}{by[answer]}" for answer, text in _ANSWERS.items() if by[answer]), "nothing came back")
+    return f"{said}; of what was to forget there was and is: {shares}"
+
+
+def _print_relearning(relearning: Document) -> None:
+    rows, steps = relearning["rows"], relearning["steps"]
+    print_text(
+        f"\nrelearning: {rows['learned']} rows to forget are trained on, lr {relearning['lr']:g}; {rows['measured']} "
+        f"others are measured, LMCleaner (gold)"
+    )
+    lines = []
+    for metric, found in relearning["lead"].items():
+        pairs = zip(steps, relearning["unlearned"][metric], relearning["gold"][metric], strict=True)
+        curve = {f"step {step}": f"{value:.4g} ({gold:.4g})" for step, value, gold in pairs}
+        lines.append({"Metric": metric, **curve, "Lead": _estimate(found), "Faster than gold": found["faster"]})
+    print_table(["Metric", *(f"step {step}" for step in steps), "Lead", "Faster than gold"], lines)
+
+
+def _print_reworded(reworded: Document | None) -> None:
+    if reworded is None:
+        print_text("paraphrased questions: the rows to forget have none")
+        return
+    parts = ", ".join(f"{count} {name}" for name, count in reworded["rows"].items())
+    print_text(f"\nparaphrased questions: {parts}")
+    _print_metrics(reworded["metrics"])
+    if reworded["void"] is not None:
+        print_text(reworded["void"])
+
+
+def _beside_gold(metric: Document) -> str:
+    return f"{metric['unlearned']['value']:.4g} ({metric['gold']['value']:.4g})"
+
+
+def _estimate(estimate: Document) -> str:
+    interval = "" if estimate["low"] is None else f" [{estimate['low']:.3g}, {estimate['high']:.3g}]"
+    return f"{estimate['value']:.4g}{interval}"
