@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lmcleaner.cli.console import Reporter, print_json, print_table, print_text
-from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Device, Model, Quiet
+from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Device, Model, Page, Quiet
+from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.wording import counted
 
 if TYPE_CHECKING:
@@ -43,6 +44,10 @@ def audit(
         typer.Option(help="A model trained without the rows, to compare with; by default the oracle."),
     ] = None,
     max_relative_error: Annotated[float, typer.Option(help="From it on --oracle fails; at most 0.9.")] = 0.9,
+    html: Page = None,
+    show_text: Annotated[
+        bool, typer.Option("--show-text", help="With --html: show the text of the rows, as far as the log holds it.")
+    ] = False,
     config: Config = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -54,17 +59,40 @@ def audit(
     from lmcleaner.audit.check import audit_model
     from lmcleaner.audit.options import AuditOptions
 
+    _check_page(html, show_text)
+    place = log or default_log(folder)
     options = AuditOptions(
         oracle=oracle, model=model, device=device, relative_error=max_relative_error, evaluate=evaluate, gold=gold
     )
     with Reporter(quiet=quiet or as_json) as reporter:
-        report = audit_model(folder, log or default_log(folder), options, reporter)
+        report = audit_model(folder, place, options, reporter)
     if as_json:
         print_json(report_json(report) | {"oracle": report.oracle, "evaluation": report.evaluation})
     else:
         _print_report(report)
+    if html is not None:
+        _write_page(html, report, folder, place, show_text=show_text, model=model)
     if not report.is_good:
         raise typer.Exit(1)
+
+
+def _check_page(html: Path | None, show_text: bool) -> None:
+    """Before anything is computed."""
+    from lmcleaner.output import check_free
+
+    if show_text and html is None:
+        raise UsageError("--show-text belongs to --html: expected both, found --show-text alone")
+    if html is not None:
+        check_free(html, "--html")
+
+
+def _write_page(
+    html: Path, report: "AuditReport", folder: Path, log: str, *, show_text: bool, model: str | None
+) -> None:
+    from lmcleaner.output import write_file
+    from lmcleaner.reporting.audit_page import audit_page
+
+    write_file(html, audit_page(report, folder, log, show_text=show_text, model=model), "--html")
 
 
 def default_log(folder: Path) -> str:

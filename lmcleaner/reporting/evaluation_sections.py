@@ -1,0 +1,98 @@
+"""Before, unlearned and gold: the metrics, and answers against the oracle."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lmcleaner.formats.audit_document import Document
+from lmcleaner.reporting.markup import NOTHING, Html, folded, pairs, paragraph, table, tag
+from lmcleaner.reporting.page import Section
+from lmcleaner.reporting.request_sections import MAX_ROWS
+from lmcleaner.reporting.values import at, by_step, shown
+
+_SIDES = {"Before": "before", "LMCleaner": "unlearned", "Gold": "gold"}
+_BETTER = {"higher": "↑ higher", "lower": "↓ lower", "gold": "closest to gold"}
+_GOLDS = {"oracle": "the counterfactual run, replayed", "model": "a model that was given"}
+_MODELS = {"before": "before", "unlearned": "", "gold": "gold"}
+
+
+def answers(oracle: Any) -> Section:
+    """Answers of all three models, as the comparison with the oracle measured them; empty without one."""
+    rows = [
+        [
+            f"{kind} rows, {name}",
+            at(oracle, model, kind, "answer_probability"),
+            at(oracle, model, kind, "kl_from_oracle"),
+        ]
+        for kind in ("forgotten", "retained")
+        for model, name in {"trained": "before", "unlearned": "LMCleaner", "oracle": "oracle"}.items()
+        if at(oracle, model, kind) is not None
+    ]
+    columns = ["Rows and model", "Answer probability", "KL from the oracle"]
+    return Section("Against the oracle", [table("Answers, as a mean over rows", columns, rows)])
+
+
+def metrics(evaluation: Document | None, folder: Path, *, is_fresh: bool) -> Section:
+    """The metric table with its intervals; empty without an evaluation.
+
+    Args:
+        evaluation: of the document, or fresh; None without one.
+        folder: the output folder, where the values by row lie.
+        is_fresh: whether it was measured just now.
+
+    Returns:
+        The section.
+    """
+    if evaluation is None:
+        return Section("Evaluation", [])
+    columns = ["Metric", "Better", *_SIDES, "Closer to gold"]
+    rows = [
+        [
+            name,
+            _BETTER[metric["direction"]],
+            *(_estimate(metric[side]) for side in _SIDES.values()),
+            metric["closer_to_gold"],
+        ]
+        for name, metric in evaluation["metrics"].items()
+    ]
+    level = at(evaluation, "intervals", "level")
+    caption = f"All metrics; in brackets {shown(level)} intervals"
+    void = evaluation["void"]
+    about = {
+        "measured": "just now" if is_fresh else "by an earlier audit; hashes don't cover it",
+        "gold": _GOLDS[evaluation["gold"]],
+        "rows": ", ".join(f"{part['rows']:,} {name}" for name, part in evaluation["rows"].items()),
+        "of those to forget in the request": evaluation.get("requested"),
+    }
+    content = [
+        tag("p", tag("strong", void), class_="bad") if void is not None else NOTHING,
+        table(caption, columns, rows),
+        pairs("What was compared", about),
+        _row_changes(folder),
+    ]
+    return Section("Evaluation", content)
+
+
+def _estimate(estimate: Document) -> str:
+    low, high = estimate["low"], estimate["high"]
+    return shown(estimate["value"]) if low is None else f"{shown(estimate['value'])} [{shown(low)}, {shown(high)}]"
+
+
+def _row_changes(folder: Path) -> Html:
+    """How probable each forgotten row's answer is, from the values by row; nothing where they aren't there."""
+    found = {side: dict(_by_row(folder / "evals" / place / "TOFU_EVAL.json")) for side, place in _MODELS.items()}
+    numbers = sorted(found["before"].keys() & found["unlearned"].keys() & found["gold"].keys())
+    rows = [[f"row {place + 1}", *(found[side][place] for side in _SIDES.values())] for place in numbers[:MAX_ROWS]]
+    more = paragraph(f"{len(numbers) - MAX_ROWS:,} more lie in evals.") if len(numbers) > MAX_ROWS else NOTHING
+    caption = "Answer probability of each row to forget, in the order of the evaluated rows"
+    return folded("Row by row", table(caption, ["Row", *_SIDES], rows), more) if rows else NOTHING
+
+
+def _by_row(file: Path) -> Iterator[tuple[int, float]]:
+    try:
+        values = at(json.loads(file.read_bytes()), "forget_Q_A_Prob", "value_by_index")
+    except (OSError, ValueError):
+        return
+    if isinstance(values, dict):
+        yield from by_step({row: at(value, "prob") for row, value in values.items()})
