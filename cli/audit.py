@@ -72,6 +72,8 @@ def audit(
         _print_report(report)
     if html is not None:
         _write_page(html, report, folder, place, show_text=show_text, model=model)
+        if not as_json:
+            print_text(f"page  {html}")
     if not report.is_good:
         raise typer.Exit(1)
 

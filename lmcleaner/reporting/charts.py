@@ -152,11 +152,11 @@ def _figure(
     title: str, description: str, note: str, shapes: Sequence[Html], y_labels: Sequence[str], x_labels: Sequence[str],
     height: float, class_: str = "chart",
 ) -> Html:  # fmt: skip
-    name = slug(title)
+    name, style = slug(title), f"height:{height * 0.7:.0f}px" if class_ == "lanes" else None
     picture = tag(
         "svg", tag("title", title, id=f"{name}-title"), tag("desc", description, id=f"{name}-desc"), *shapes,
         viewBox=f"0 0 {_WIDTH:.0f} {height:.0f}", preserveAspectRatio="none", role="img",
-        aria_labelledby=f"{name}-title {name}-desc", style=f"height:{height * 0.7:.0f}px" if class_ == "lanes" else None,
+        aria_labelledby=f"{name}-title {name}-desc", style=style,
     )  # fmt: skip
     beside = tag("div", *(tag("span", label) for label in y_labels), class_="y", aria_hidden="true")
     below = tag("div", *(tag("span", label) for label in x_labels), class_="x", aria_hidden="true")

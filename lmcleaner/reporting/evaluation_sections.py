@@ -9,10 +9,12 @@ from lmcleaner.formats.audit_document import Document
 from lmcleaner.reporting.markup import NOTHING, Html, folded, pairs, paragraph, table, tag
 from lmcleaner.reporting.page import Section
 from lmcleaner.reporting.request_sections import MAX_ROWS
-from lmcleaner.reporting.values import at, by_step, shown
+from lmcleaner.reporting.values import at, by_step, number, shown
 
 _SIDES = {"Before": "before", "LMCleaner": "unlearned", "Gold": "gold"}
-_BETTER = {"higher": "↑ higher", "lower": "↓ lower", "gold": "closest to gold"}
+_ORACLE_SIDES = {"Before": "trained", "LMCleaner": "unlearned", "Oracle": "oracle"}
+_MEASURES = {"answer probability": "answer_probability", "KL from the oracle": "kl_from_oracle"}
+_BETTER = {"higher": "↑\u00a0higher", "lower": "↓\u00a0lower", "gold": "closest to gold"}
 _GOLDS = {"oracle": "the counterfactual run, replayed", "model": "a model that was given"}
 _MODELS = {"before": "before", "unlearned": "", "gold": "gold"}
 
@@ -20,16 +22,12 @@ _MODELS = {"before": "before", "unlearned": "", "gold": "gold"}
 def answers(oracle: Any) -> Section:
     """Answers of all three models, as the comparison with the oracle measured them; empty without one."""
     rows = [
-        [
-            f"{kind} rows, {name}",
-            at(oracle, model, kind, "answer_probability"),
-            at(oracle, model, kind, "kl_from_oracle"),
-        ]
+        [f"{kind} rows, {name}", *(at(oracle, model, kind, measure) for model in _ORACLE_SIDES.values())]
         for kind in ("forgotten", "retained")
-        for model, name in {"trained": "before", "unlearned": "LMCleaner", "oracle": "oracle"}.items()
-        if at(oracle, model, kind) is not None
+        for name, measure in _MEASURES.items()
+        if at(oracle, "trained", kind) is not None
     ]
-    columns = ["Rows and model", "Answer probability", "KL from the oracle"]
+    columns = ["What", *_ORACLE_SIDES]
     return Section("Against the oracle", [table("Answers, as a mean over rows", columns, rows)])
 
 
@@ -56,8 +54,8 @@ def metrics(evaluation: Document | None, folder: Path, *, is_fresh: bool) -> Sec
         ]
         for name, metric in evaluation["metrics"].items()
     ]
-    level = at(evaluation, "intervals", "level")
-    caption = f"All metrics; in brackets {shown(level)} intervals"
+    level = number(at(evaluation, "intervals", "level"))
+    caption = "All metrics" if level is None else f"All metrics; in brackets {level:.0%} intervals"
     void = evaluation["void"]
     about = {
         "measured": "just now" if is_fresh else "by an earlier audit; hashes don't cover it",
@@ -76,7 +74,7 @@ def metrics(evaluation: Document | None, folder: Path, *, is_fresh: bool) -> Sec
 
 def _estimate(estimate: Document) -> str:
     low, high = estimate["low"], estimate["high"]
-    return shown(estimate["value"]) if low is None else f"{shown(estimate['value'])} [{shown(low)}, {shown(high)}]"
+    return shown(estimate["value"]) if low is None else f"{shown(estimate['value'])} [{shown(low)},\u00a0{shown(high)}]"
 
 
 def _row_changes(folder: Path) -> Html:

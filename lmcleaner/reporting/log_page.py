@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.wording import counted
@@ -136,5 +138,5 @@ def _sizes(log: TrainingLog) -> Section:
     )
 
 
-def _series(values: np.ndarray) -> list[Point]:
+def _series(values: NDArray[Any]) -> list[Point]:
     return list(enumerate(values.tolist()))
