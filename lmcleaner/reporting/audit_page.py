@@ -11,9 +11,11 @@ from lmcleaner.formats.wording import counted
 from lmcleaner.reporting.evaluation_sections import answers, metrics
 from lmcleaner.reporting.markup import Html, bullets, code, commands, folded, pairs, paragraph, table, tag
 from lmcleaner.reporting.page import Section, make_page
-from lmcleaner.reporting.request_sections import asked, covered, done
+from lmcleaner.reporting.request_sections import MAX_ROWS, asked, covered, done
 from lmcleaner.reporting.sweep_sections import deviation, errors, windows
 from lmcleaner.reporting.texts import row_texts
+
+_FIRST_REASONS = 5  # that are read without opening anything
 
 
 def audit_page(
@@ -39,7 +41,7 @@ def audit_page(
     sections = [_checks(report), _commands(folder, log_path)]
     if report.checks["schema"] is None:
         log = TrainingLog(log_path)
-        texts = row_texts(log, report.document["request"]["samples"], model) if show_text else None
+        texts = row_texts(log, report.document["request"]["samples"][:MAX_ROWS], model) if show_text else None
         sections = [*_document_sections(report, folder, log, texts), *sections]
     return make_page(f"Audit of {folder.resolve().name}", [_verdict(report)], sections)
 
@@ -71,11 +73,13 @@ def _verdict(report: AuditReport) -> Html:
         "poor": "✗ The result is poor, as the document itself says.",
     }.get(report.verdict, "✗ The document says nothing of its result.")
     left_out = f"{counted(len(report.unchecked), 'check')} could not be made." if report.unchecked else ""
+    more = len(report.reasons) - _FIRST_REASONS
     content = [
         tag("p", passed, class_="good" if report.passed else "bad"),
         tag("p", result, class_="good" if report.verdict == "good" else "bad"),
         *([paragraph(left_out)] if left_out else []),
-        *([bullets(report.reasons)] if report.reasons else []),
+        *([bullets(report.reasons[:_FIRST_REASONS])] if report.reasons else []),
+        *([folded(f"{counted(more, 'more reason')}", bullets(report.reasons[_FIRST_REASONS:]))] if more > 0 else []),
     ]
     return tag("div", *content, class_=f"verdict {'good' if report.is_good else 'bad'}")
 
@@ -83,7 +87,12 @@ def _verdict(report: AuditReport) -> Html:
 def _checks(report: AuditReport) -> Section:
     made = [[name, "ok" if problem is None else "FAILED", problem or ""] for name, problem in report.checks.items()]
     left_out = [[name, "not checked", reason] for name, reason in report.unchecked.items()]
-    return Section("Checks", [table("Every check and its outcome", ["Check", "Outcome", "Why"], [*made, *left_out])])
+    rows = [*made, *left_out]
+    if all(not why for _, _, why in rows):
+        return Section(
+            "Checks", [table("Every check and its outcome", ["Check", "Outcome"], [row[:2] for row in rows])]
+        )
+    return Section("Checks", [table("Every check and its outcome", ["Check", "Outcome", "Why"], rows)])
 
 
 def _hashes(report: AuditReport, folder: Path) -> Section:

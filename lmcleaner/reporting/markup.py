@@ -14,6 +14,7 @@ class Html(str):
 
 
 NOTHING = Html("")
+MAX_ROWS = 1000  # of a table; the document has the rest
 
 
 def escaped(content: object) -> Html:
@@ -63,8 +64,8 @@ def code(text: object) -> Html:
 
 
 def commands(lines: Sequence[str]) -> Html:
-    """Lines to type, which can be scrolled by keyboard."""
-    return tag("pre", tag("code", "\n".join(lines)), tabindex=0, role="region", aria_label="commands")
+    """Lines to type."""
+    return tag("pre", tag("code", "\n".join(lines)))
 
 
 def folded(summary: object, *content: object) -> Html:
@@ -78,17 +79,25 @@ def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]]
     Args:
         caption: what it shows.
         columns: heads, the first one that of the names.
-        rows: their cells.
+        rows: their cells; a column that has none but None is left out, and so are rows beyond `MAX_ROWS`.
 
     Returns:
         The table; nothing without a row.
     """
-    body = [tag("tr", tag("th", first, scope="row"), *(tag("td", cell) for cell in rest)) for first, *rest in rows]
-    if not body:
+    cells = [*rows]
+    if not cells:
         return NOTHING
-    head = tag("thead", tag("tr", *(tag("th", column, scope="col") for column in columns)))
-    whole = tag("table", tag("caption", caption), head, tag("tbody", *body))
-    return tag("div", whole, class_="scroll", role="region", aria_label=caption, tabindex=0)
+    used = [place for place in range(len(columns)) if any(row[place] is not None for row in cells)]
+    body = (_table_row([row[place] for place in used]) for row in cells[:MAX_ROWS])
+    told = caption if len(cells) <= MAX_ROWS else f"{caption}; the first {MAX_ROWS:,} of {len(cells):,}"
+    head = tag("thead", tag("tr", *(tag("th", columns[place], scope="col") for place in used)))
+    whole = tag("table", tag("caption", told), head, tag("tbody", *body))
+    return tag("div", whole, class_="scroll", role="region", aria_label=told, tabindex=0)
+
+
+def _table_row(cells: Sequence[object]) -> Html:
+    name, *values = cells
+    return tag("tr", tag("th", name, scope="row"), *(tag("td", value) for value in values))
 
 
 def pairs(caption: str, values: Mapping[str, object]) -> Html:

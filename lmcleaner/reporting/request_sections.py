@@ -5,12 +5,9 @@ from typing import Any
 
 from lmcleaner.formats.audit_document import Document
 from lmcleaner.formats.wording import counted
-from lmcleaner.reporting.markup import NOTHING, Html, bullets, code, folded, pairs, paragraph, table
+from lmcleaner.reporting.markup import NOTHING, Html, code, folded, pairs, table
 from lmcleaner.reporting.page import Section
 from lmcleaner.reporting.values import at, shown
-
-# What a page lists at most; the document has the rest.
-MAX_ROWS = 1000
 
 
 def asked(document: Document, texts: Mapping[str, str] | None) -> Section:
@@ -85,15 +82,8 @@ def _request(number: int, part: Document) -> list[object]:
 
 
 def _rows(digests: Sequence[str], texts: Mapping[str, str] | None) -> Html:
-    listed = digests[:MAX_ROWS]
-    rest = paragraph(f"{len(digests) - MAX_ROWS:,} more stand in audit.json.") if len(digests) > MAX_ROWS else NOTHING
-    if texts is None:
-        return folded(f"Digests of {counted(len(digests), 'row')}", bullets(map(code, listed)), rest)
-    rows = [[code(digest[:16]), texts.get(digest, "")] for digest in listed]
-    return folded(
-        f"Text of {counted(len(digests), 'row')}",
-        table("The rows, by the first digits of their digests", ["Row", "Text"], rows), rest,
-    )  # fmt: skip
+    rows = [[code(digest), None if texts is None else texts.get(digest)] for digest in digests]
+    return folded(counted(len(digests), "row"), table("Rows by their digests", ["Row", "Text"], rows))
 
 
 def _tried(document: Document) -> Html:

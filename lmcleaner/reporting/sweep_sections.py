@@ -6,7 +6,7 @@ from typing import Any
 
 from lmcleaner.formats.audit_document import Document
 from lmcleaner.reporting.charts import line_chart, timeline
-from lmcleaner.reporting.markup import paragraph, table
+from lmcleaner.reporting.markup import Html, paragraph, table
 from lmcleaner.reporting.page import Section
 from lmcleaner.reporting.values import at, by_step, number, shown
 
@@ -70,33 +70,32 @@ def errors(document: Document, oracle: Any, num_steps: int) -> Section:
     Returns:
         The section.
     """
-    rows = [
-        row
-        for place, window in enumerate(document["windows"], 1)
-        for row in _window_rows(document, place, window, num_steps)
-    ]
-    rows += _result_rows(document, oracle)
     marks = [by_step(window.get("linearization_errors")) for window in document["windows"]]
     threshold = _threshold(document, "linearization_error")
     picture = line_chart(
         "Relative error of the predicted gradients", marks, x_range=(0, _whole(document, num_steps)), is_dotted=True,
         limit=("threshold of the median", threshold) if threshold is not None else None,
     )  # fmt: skip
-    return Section(
-        "Error measures", [table("Measures and thresholds", ["Measure", "Found", "Expected", "Met"], rows), picture]
-    )
+    whole = table("The result as a whole", ["Measure", "Found", "Expected", "Met"], _result_rows(document, oracle))
+    return Section("Error measures", [whole, _of_windows(document, num_steps), picture])
 
 
-def _window_rows(document: Document, place: int, window: Document, num_steps: int) -> Iterator[Row]:
-    where = f" (window {place})" if len(document["windows"]) > 1 else ""
-    marks = [error for _, error in by_step(window.get("linearization_errors"))]
-    threshold = _threshold(document, "linearization_error")
-    yield _row(f"error of predicted gradients, median{where}", median(marks) if marks else None, "at most", threshold)
-    if window["tau"] < num_steps:
-        left_out, settled = number(window.get("left_out")), _threshold(document, "settled")
-        yield _row(f"move of the deviation still to come{where}", left_out, "at most", settled)
-    if window.get("curvature_captured") is not None:
-        yield _row(f"share of the curvature's trace that was captured{where}", window["curvature_captured"], "", None)
+def _of_windows(document: Document, num_steps: int) -> Html:
+    """What was measured in each window; nothing had to settle where a window goes to the end."""
+    off, settled = _threshold(document, "linearization_error"), _threshold(document, "settled")
+    rows = []
+    for place, window in enumerate(document["windows"], start=1):
+        marks = [error for _, error in by_step(window.get("linearization_errors"))]
+        error, left_out = median(marks) if marks else None, number(window.get("left_out"))
+        is_cut = window["tau"] < num_steps
+        rows.append([
+            place, _found(error), _is_met(error, "at most", off), _found(left_out) if is_cut else "ends with the run",
+            _is_met(left_out, "at most", settled) if is_cut else "–", window.get("curvature_captured"),
+        ])  # fmt: skip
+    return table(
+        f"Each window: predicted gradients may be off by {shown(off)}, the deviation may have {shown(settled)} still to move",
+        ["Window", "Gradients off by, median", "Met", "Still to move", "Met", "Curvature captured"], rows,
+    )  # fmt: skip
 
 
 def _result_rows(document: Document, oracle: Any) -> Iterator[Row]:
@@ -110,13 +109,18 @@ def _result_rows(document: Document, oracle: Any) -> Iterator[Row]:
 
 def _row(name: str, found: float | None, relation: str, threshold: float | None) -> Row:
     """A measure, and in words whether it keeps its threshold."""
-    expected = f"{relation} {shown(threshold)}" if threshold is not None else "–"
-    if found is None:
-        return [name, "not measured", expected, "–"]
-    if threshold is None:
-        return [name, found, expected, "–"]
-    is_met = {"at most": found <= threshold, "at least": found >= threshold, "below": found < threshold}[relation]
-    return [name, found, expected, is_met]
+    expected = f"{relation} {shown(threshold)}" if threshold is not None else None
+    return [name, _found(found), expected, _is_met(found, relation, threshold)]
+
+
+def _found(value: float | None) -> object:
+    return "not measured" if value is None else value
+
+
+def _is_met(found: float | None, relation: str, threshold: float | None) -> bool | None:
+    if found is None or threshold is None:
+        return None
+    return {"at most": found <= threshold, "at least": found >= threshold, "below": found < threshold}[relation]
 
 
 def _threshold(document: Document, name: str) -> float | None:

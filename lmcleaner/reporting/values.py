@@ -40,7 +40,7 @@ def shown(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.4g}" if math.isfinite(value) else "not finite"
+        return _decimal(value) if math.isfinite(value) else "not finite"
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, list | tuple):
@@ -48,3 +48,8 @@ def shown(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {shown(part)}" for key, part in value.items()) or "none"
     return str(value)
+
+
+def _decimal(value: float) -> str:
+    """Four digits, and no exponent where a number is merely large."""
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
