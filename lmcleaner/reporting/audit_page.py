@@ -9,9 +9,21 @@ from lmcleaner.formats.audit_document import EVALUATION, audit_sha256, read_audi
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.wording import counted
 from lmcleaner.reporting.evaluation_sections import answers, metrics
-from lmcleaner.reporting.markup import Html, bullets, code, commands, folded, pairs, paragraph, table, tag
+from lmcleaner.reporting.markup import (
+    MAX_ROWS,
+    Html,
+    bullets,
+    code,
+    command,
+    folded,
+    joined,
+    pairs,
+    paragraph,
+    table,
+    tag,
+)
 from lmcleaner.reporting.page import Section, make_page
-from lmcleaner.reporting.request_sections import MAX_ROWS, asked, covered, done
+from lmcleaner.reporting.request_sections import asked, covered, done
 from lmcleaner.reporting.sweep_sections import deviation, errors, windows
 from lmcleaner.reporting.texts import row_texts
 
@@ -85,14 +97,9 @@ def _verdict(report: AuditReport) -> Html:
 
 
 def _checks(report: AuditReport) -> Section:
-    made = [[name, "ok" if problem is None else "FAILED", problem or ""] for name, problem in report.checks.items()]
+    made = [[name, "ok" if problem is None else "FAILED", problem] for name, problem in report.checks.items()]
     left_out = [[name, "not checked", reason] for name, reason in report.unchecked.items()]
-    rows = [*made, *left_out]
-    if all(not why for _, _, why in rows):
-        return Section(
-            "Checks", [table("Every check and its outcome", ["Check", "Outcome"], [row[:2] for row in rows])]
-        )
-    return Section("Checks", [table("Every check and its outcome", ["Check", "Outcome", "Why"], rows)])
+    return Section("Checks", [table("Every check and its outcome", ["Check", "Outcome", "Why"], [*made, *left_out])])
 
 
 def _hashes(report: AuditReport, folder: Path) -> Section:
@@ -114,15 +121,15 @@ def _hashes(report: AuditReport, folder: Path) -> Section:
 
 
 def _commands(folder: Path, log_path: str) -> Section:
-    place, log = shlex.quote(str(folder)), shlex.quote(log_path)
-    lines = [
-        f"lmcleaner audit verify {place} --log {log}",
-        f"lmcleaner audit verify {place} --log {log} --steps all",
-        f"lmcleaner audit {place} --log {log} --oracle --evaluate log",
-    ]
-    what = (
-        "This page proves nothing by itself. Whoever has the folder and the log can check all of it: every hash and "
-        "every byte, with a random part of the sweep taken again; with the whole sweep; with the counterfactual run "
-        "replayed and the models compared anew."
+    own = f"{shlex.quote(str(folder))} --log {shlex.quote(log_path)}"
+    lines = {
+        "every hash and every byte, and a random part of the sweep taken again": f"lmcleaner audit verify {own}",
+        "the same with the whole sweep": f"lmcleaner audit verify {own} --steps all",
+        "the counterfactual run replayed, and the models compared anew": (
+            f"lmcleaner audit {own} --oracle --evaluate log"
+        ),
+    }
+    what = "This page proves nothing by itself. Whoever has the folder and the log can check all of it."
+    return Section(
+        "Verify again", [paragraph(what), bullets(joined([what, command(line)]) for what, line in lines.items())]
     )
-    return Section("Verify again", [paragraph(what), commands(lines)])

@@ -12,7 +12,7 @@ from lmcleaner.thinning import thinned
 
 Point = tuple[float, float]
 
-POINTS = 1500  # of a line at most
+POINTS = 1500  # of a picture, or four of each line where there are very many
 _WIDTH, _HEIGHT = 1000.0, 300.0
 _LANE = 40.0
 
@@ -46,12 +46,11 @@ def line_chart(
     ticks = _ticks(min(heights), max(heights))
     first, last = x_range or (min(x for x, _ in points), max(x for x, _ in points))
     scale = _Scale(first, last, ticks[0], ticks[-1])
-    shapes = [_grid(len(ticks))]
-    shapes += [
-        tag("path", d=scale.path(line, is_dotted=is_dotted), class_=_kind(line, is_dotted)) for line in drawn if line
-    ]
+    paths = (scale.path(line, max(4, POINTS // len(drawn)), is_dotted=is_dotted) for line in drawn)
+    is_point = is_dotted or max(map(len, drawn)) == 1
+    shapes = [_grid(len(ticks)), tag("path", d="".join(paths), class_="dots" if is_point else "line")]
     if limit:
-        shapes.append(tag("path", d=scale.path([(first, limit[1]), (last, limit[1])]), class_="limit"))
+        shapes.append(tag("path", d=scale.path([(first, limit[1]), (last, limit[1])], 4), class_="limit"))
     left_out = sum(map(len, given)) - len(points)
     notes = [f"dashed: {limit[0]}, {shown(limit[1])}"] if limit else []
     notes += [f"{left_out:,} values that aren't finite are left out"] if left_out else []
@@ -97,16 +96,13 @@ class _Scale:
     def y(self, value: float) -> float:
         return _HEIGHT - (value - self._low) / self._height * _HEIGHT
 
-    def path(self, points: Sequence[Point], *, is_dotted: bool = False) -> str:
-        kept = [points[place] for place in thinned([y for _, y in points], POINTS)]
+    def path(self, points: Sequence[Point], most: int, *, is_dotted: bool = False) -> str:
+        """A line through at most so many points; dots are lines without a length, whose caps are round at any width."""
+        kept = [points[place] for place in thinned([y for _, y in points], most)]
         places = [f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in kept]
         if is_dotted or len(places) == 1:
-            return "".join(f"M{place}h0" for place in places)  # nothing long, with a round cap: a dot at any width
-        return f"M{'L'.join(places)}"
-
-
-def _kind(line: Sequence[Point], is_dotted: bool) -> str:
-    return "dots" if is_dotted or len(line) == 1 else "line"
+            return "".join(f"M{place}h0" for place in places)
+        return f"M{'L'.join(places)}" if places else ""
 
 
 def _ticks(low: float, high: float) -> list[float]:

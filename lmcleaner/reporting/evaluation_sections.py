@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lmcleaner.formats.audit_document import Document
-from lmcleaner.reporting.markup import NOTHING, Html, folded, pairs, paragraph, table, tag
+from lmcleaner.reporting.markup import NOTHING, Html, folded, pairs, table, tag
 from lmcleaner.reporting.page import Section
-from lmcleaner.reporting.request_sections import MAX_ROWS
 from lmcleaner.reporting.values import at, by_step, number, shown
 
 _SIDES = {"Before": "before", "LMCleaner": "unlearned", "Gold": "gold"}
@@ -81,10 +80,9 @@ def _row_changes(folder: Path) -> Html:
     """How probable each forgotten row's answer is, from the values by row; nothing where they aren't there."""
     found = {side: dict(_by_row(folder / "evals" / place / "TOFU_EVAL.json")) for side, place in _MODELS.items()}
     numbers = sorted(found["before"].keys() & found["unlearned"].keys() & found["gold"].keys())
-    rows = [[f"row {place + 1}", *(found[side][place] for side in _SIDES.values())] for place in numbers[:MAX_ROWS]]
-    more = paragraph(f"{len(numbers) - MAX_ROWS:,} more lie in evals.") if len(numbers) > MAX_ROWS else NOTHING
+    rows = [[f"row {place + 1}", *(found[side][place] for side in _SIDES.values())] for place in numbers]
     caption = "Answer probability of each row to forget, in the order of the evaluated rows"
-    return folded("Row by row", table(caption, ["Row", *_SIDES], rows), more) if rows else NOTHING
+    return folded("Row by row", table(caption, ["Row", *_SIDES], rows)) if rows else NOTHING
 
 
 def _by_row(file: Path) -> Iterator[tuple[int, float]]:

@@ -127,12 +127,12 @@ def _sizes(log: TrainingLog) -> Section:
             part.name,
             part.num_files,
             part.num_bytes,
-            "" if part.bytes_per_unit is None else f"{part.bytes_per_unit:,.3f} a {part.unit}",
+            None if part.bytes_per_unit is None else f"{part.bytes_per_unit:,.3f} a {part.unit}",
         ]
         for part in found.parts
         if part.num_files
     ]
-    total = ["all", sum(part.num_files for part in found.parts), sum(part.num_bytes for part in found.parts), ""]
+    total = ["all", sum(part.num_files for part in found.parts), sum(part.num_bytes for part in found.parts), None]
     return Section(
         "Sizes", [table("What the log takes on disk", ["Part", "Files", "Bytes", "Bytes each"], [*rows, total])]
     )

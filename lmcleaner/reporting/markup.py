@@ -63,9 +63,9 @@ def code(text: object) -> Html:
     return tag("code", text)
 
 
-def commands(lines: Sequence[str]) -> Html:
-    """Lines to type."""
-    return tag("pre", tag("code", "\n".join(lines)))
+def command(line: str) -> Html:
+    """A line to type."""
+    return tag("pre", tag("code", line))
 
 
 def folded(summary: object, *content: object) -> Html:

@@ -13,6 +13,9 @@ from lmcleaner.reporting.values import at, by_step, number, shown
 # Fewer looks than this at a window's deviation are shown as points: nothing is known between them.
 _FEW_LOOKS = 50
 
+# A step beyond it is nobody's, and can't be drawn.
+_LAST_STEP = 1 << 53
+
 Row = list[object]
 
 
@@ -29,9 +32,9 @@ def windows(document: Document, num_steps: int) -> Section:
     found = document["windows"]
     whole = _whole(document, num_steps)
     lanes = {
-        "forgotten rows used": [(step, step + 1) for step in document["request"]["steps"]],
-        "replayed": [(number(window.get("start")) or 0, window["tz"]) for window in found if _has_lead_in(window)],
-        "deviation carried": [(window["tz"], window["tau"]) for window in found],
+        "forgotten rows used": [_stretch(step, step + 1) for step in document["request"]["steps"]],
+        "replayed": [_stretch(window["start"], window["tz"]) for window in found if _has_lead_in(window)],
+        "deviation carried": [_stretch(window["tz"], window["tau"]) for window in found],
     }
     lanes = {name: stretches for name, stretches in lanes.items() if stretches}
     told = "; ".join(f"steps {window['tz']:,} to {window['tau']:,}" for window in found[:20])
@@ -90,12 +93,11 @@ def _of_windows(document: Document, num_steps: int) -> Html:
         is_cut = window["tau"] < num_steps
         rows.append([
             place, _found(error), _is_met(error, "at most", off), _found(left_out) if is_cut else "ends with the run",
-            _is_met(left_out, "at most", settled) if is_cut else "–", window.get("curvature_captured"),
+            _is_met(left_out, "at most", settled) if is_cut else None, window.get("curvature_captured"),
         ])  # fmt: skip
-    return table(
-        f"Each window: predicted gradients may be off by {shown(off)}, the deviation may have {shown(settled)} still to move",
-        ["Window", "Gradients off by, median", "Met", "Still to move", "Met", "Curvature captured"], rows,
-    )  # fmt: skip
+    gradients = f"Gradients off by, median; at most {shown(off)}"
+    columns = ["Window", gradients, "Met", f"Still to move; at most {shown(settled)}", "Met", "Curvature captured"]
+    return table("Measures of each window", columns, rows)
 
 
 def _result_rows(document: Document, oracle: Any) -> Iterator[Row]:
@@ -129,7 +131,7 @@ def _threshold(document: Document, name: str) -> float | None:
 
 def _whole(document: Document, num_steps: int) -> int:
     """Length of the timeline; a log from which steps were redacted since is shorter than the document's training."""
-    return max(num_steps, *(window["tau"] for window in document["windows"]))
+    return max([num_steps, *(_stretch(0, window["tau"])[1] for window in document["windows"])])
 
 
 def _has_lead_in(window: Document) -> bool:
@@ -137,7 +139,12 @@ def _has_lead_in(window: Document) -> bool:
     return start is not None and start < window["tz"]
 
 
+def _stretch(first: int, end: int) -> tuple[int, int]:
+    return min(first, _LAST_STEP), min(end, _LAST_STEP)
+
+
 def _ends(window: Document) -> list[tuple[int, float]]:
     """All that documents tell which are from before they had the norms."""
-    known = {window["tz"] + 1: window["v0_norm"], window["tau"]: window["v_norm"]}
+    first, end = _stretch(window["tz"] + 1, window["tau"])
+    known = {first: window["v0_norm"], end: window["v_norm"]}
     return [(step, found) for step, norm in known.items() if (found := number(norm)) is not None]

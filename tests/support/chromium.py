@@ -111,7 +111,11 @@ class Browser:
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """A browser that is gone afterwards."""
+    """A browser that is gone afterwards.
+
+    Yields:
+        The browser.
+    """
     assert PROGRAM is not None
     theirs_in, ours_out = os.pipe()
     ours_in, theirs_out = os.pipe()
