@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -120,15 +119,13 @@ def test_a_document_that_breaks_its_schema_is_not_shown(made: Made, tmp_path: Pa
     assert _problems(page) == []
 
 
-def _strings(document: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def _strings(document: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Where a document has texts."""
-    parts = (
-        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
-    )
-    for key, part in parts:
-        if isinstance(part, str):
-            yield (*place, key)
-        yield from _strings(part, (*place, key))
+    if isinstance(document, str):
+        return [place]
+    parts: Any = document.items() if isinstance(document, dict) else ()
+    parts = enumerate(document) if isinstance(document, list) else parts
+    return [found for key, part in parts for found in _strings(part, (*place, key))]
 
 
 def _with(document: Document, place: tuple[Any, ...], value: object) -> Document:

@@ -90,6 +90,8 @@ class Browser:
         """Ends the browser."""
         self._session = None
         self.call("Browser.close")
+        self._input.close()
+        self._output.close()
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._rest:

@@ -1,13 +1,14 @@
 """Reads a page as a browser would, and notes what a page must not have."""
 
 from html.parser import HTMLParser
+from itertools import pairwise
 
 _VOID = {"meta"}
 _SHAPES = {"svg", "path", "rect", "title", "desc"}
 _ALLOWED = {
-    "a", "body", "caption", "code", "details", "div", "figcaption", "figure", "h1", "h2", "head", "header", "html", "li",
-    "main", "nav", "p", "pre", "section", "span", "strong", "style", "summary", "table", "tbody", "td", "th", "thead",
-    "tr", "ul", *_VOID, *_SHAPES,
+    "a", "body", "caption", "code", "details", "div", "figcaption", "figure", "h1", "h2", "head", "header", "html",
+    "li", "main", "nav", "p", "pre", "section", "span", "strong", "style", "summary", "table", "tbody", "td", "th",
+    "thead", "tr", "ul", *_VOID, *_SHAPES,
 }  # fmt: skip
 
 Attributes = list[tuple[str, str | None]]
@@ -36,9 +37,8 @@ class PageChecker(HTMLParser):
         self.problems += [f"never closed: {name}" for name in self._open]
         self.problems += [f"an id twice: {name}" for name in set(self._ids) if self._ids.count(name) > 1]
         self.problems += [f"a name that leads nowhere: {name}" for name in set(self._named) - set(self._ids)]
-        self.problems += [
-            f"a heading of level {b} below {a}" for a, b in zip([0, *self.headings], self.headings) if b > a + 1
-        ]  # noqa: B905
+        steps = pairwise([0, *self.headings])
+        self.problems += [f"a heading of level {below} below {above}" for above, below in steps if below > above + 1]
 
     def handle_starttag(self, tag: str, attributes: Attributes) -> None:
         """Notes an element."""
