@@ -7,9 +7,9 @@ import pytest
 from chromium import PROGRAM, browser
 from lmcleaner.audit.check import audit_model
 from lmcleaner.audit.options import AuditOptions
+from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.reporting.audit_page import audit_page
 from lmcleaner.reporting.log_page import log_page
-from long_log import write_long_log
 from tiny_runs import TinyRun, unlearn_tiny
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")]
@@ -17,13 +17,13 @@ WIDTHS = (360, 800, 1280)
 
 
 @pytest.fixture(scope="module")
-def pages(adamw_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def pages(adamw_run: TinyRun, long_log: TrainingLog, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     unlearn_tiny(adamw_run, folder / "out", "GGN", K=2, oracle=True)
     report = audit_model(folder / "out", adamw_run.log, AuditOptions(evaluate="log"))
     content = {
         "audit": audit_page(report, folder / "out", str(adamw_run.log), show_text=True),
-        "log": log_page(write_long_log(folder / "log", 10_000)),
+        "log": log_page(long_log),
     }
     for name, page in content.items():
         (folder / f"{name}.html").write_text(page, encoding="utf-8")

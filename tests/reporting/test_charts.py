@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lmcleaner.reporting.charts import POINTS, line_chart, timeline
 from lmcleaner.thinning import thinned
 
-Values = st.lists(st.floats(), max_size=300)
+Values = st.lists(st.floats(allow_subnormal=False), max_size=300)
 
 
 @given(Values, st.integers(4, 60))
@@ -34,7 +34,7 @@ def test_a_single_spike_of_a_long_series_is_drawn() -> None:
     assert POINTS / 2 < len(kept) <= POINTS
 
 
-@given(st.lists(st.floats(), min_size=1, max_size=20), st.booleans())
+@given(st.lists(st.floats(allow_subnormal=False), min_size=1, max_size=20), st.booleans())
 def test_whatever_is_drawn_lies_within_the_picture(values: list[float], is_dotted: bool) -> None:
     picture = line_chart("Values", [list(enumerate(values))], is_dotted=is_dotted)
     drawn = [value for value in values if abs(value) < 1e300]

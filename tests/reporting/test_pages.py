@@ -17,14 +17,14 @@ from lmcleaner.audit.check import AuditReport, audit_model
 from lmcleaner.audit.options import AuditOptions
 from lmcleaner.cli.main import app
 from lmcleaner.formats.audit_document import Document, read_audit, schema_problems
+from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.reporting.audit_page import audit_page
 from lmcleaner.reporting.log_page import log_page
 from lmcleaner.reporting.markup import MAX_ROWS, table, tag
-from long_log import write_long_log
+from long_log import HOSTILE
 from page_checker import PageChecker
 from tiny_runs import TinyRun, rows, unlearn_tiny
 
-HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(1)>\"'&amp; {{7*7}}"
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -162,7 +162,7 @@ def test_no_text_of_a_document_becomes_markup(made: Made, tmp_path: Path) -> Non
     assert HOSTILE in PageChecker(page).text
 
 
-@pytest.mark.parametrize("steps", [10**400, 1 << 60])
+@pytest.mark.parametrize("steps", [10**400, 1 << 60], ids=["beyond a float", "beyond a picture"])
 def test_a_document_of_nonsense_is_still_a_page(steps: int, made: Made) -> None:
     document = json.loads(json.dumps(made.report.document))
     nonsense = {"tz": steps, "tau": steps, "v_norm": 1e308, "v0_norm": None, "norms": {"5": 1e308, "9" * 40: 1.0}}
@@ -199,12 +199,8 @@ def test_a_column_without_a_value_is_left_out() -> None:
     assert table("Things", ["Name"], []) == ""
 
 
-@pytest.fixture(scope="module")
-def long_page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return log_page(write_long_log(tmp_path_factory.mktemp("long") / "log", 10_000, name=HOSTILE))
-
-
-def test_the_page_of_a_long_log_is_small_and_whole(long_page: str) -> None:
+def test_the_page_of_a_long_log_is_small_and_whole(long_log: TrainingLog) -> None:
+    long_page = log_page(long_log)
     assert len(long_page.encode()) < 500_000
     assert _problems(long_page) == []
     assert "://" not in long_page
@@ -212,7 +208,8 @@ def test_the_page_of_a_long_log_is_small_and_whole(long_page: str) -> None:
     for shown in ("10,000 of 10,000 planned", "Learning rate of parameter group 1", "clipped at, 1", "20 checkpoints"):
         assert shown in long_page, shown
     assert '<th scope="row">200</th><td>400</td>' in long_page
-    assert "highest 21.6" in long_page  # one of ten spikes
+    norms = long_log.table("steps/gradient_norm")
+    assert f"highest {norms.max():.4g} at step {norms.argmax():,}" in long_page
 
 
 def test_the_page_of_a_log_holds_no_content_of_a_row(adamw_run: TinyRun) -> None:

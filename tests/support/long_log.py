@@ -14,23 +14,23 @@ from lmcleaner.formats.steps import Checkpoint, MicrobatchRecord, OptimizerVecto
 from lmcleaner.formats.store import open_store
 from lmcleaner.formats.writer import LogWriter, write_commit, write_metadata
 
+HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(1)>\"'&amp; {{7*7}}"
 NUM_SAMPLES = 400
 _ROWS = 8
 _PARAMETERS = np.zeros(2, np.uint32)
 
 
-def write_long_log(folder: Path, num_steps: int, *, name: str = "a-model") -> TrainingLog:
-    """Steps with a loss that falls and is noisy, a gradient norm with spikes, two schedules, and many checkpoints.
+def write_long_log(folder: Path, num_steps: int) -> TrainingLog:
+    """Steps with a loss that falls and is noisy, a gradient norm with spikes, two schedules, many checkpoints and hostile names.
 
     Args:
         folder: where to write it.
         num_steps: its length.
-        name: of model, data and optimizer.
 
     Returns:
         The log.
     """
-    LogWriter.create(folder, _manifest(name, num_steps), _checkpoint(0)).close()
+    LogWriter.create(folder, _manifest(num_steps), _checkpoint(0)).close()
     log, store = TrainingLog(folder), open_store(folder, writable=True)
     writer = GenerationWriter(store, log.tree, log)  # by itself, since a commit every few steps takes a minute
     samples = [_sample(number) for number in range(NUM_SAMPLES)]
@@ -68,19 +68,19 @@ def _checkpoint(step: int) -> Checkpoint:
     return Checkpoint(step=step, parameters=_PARAMETERS, optimizer=state)
 
 
-def _manifest(name: str, num_steps: int) -> Manifest:
+def _manifest(num_steps: int) -> Manifest:
     return Manifest(
         created="2026-01-01T00:00:00+00:00",
-        model=ModelEntry(source=name, class_name=name, fingerprint="0" * 64, dtype="float32", forward_arguments={}),
+        model=ModelEntry(source=HOSTILE, class_name=HOSTILE, fingerprint="0" * 64, dtype="float32", forward_arguments={}),
         parameters=tuple(
             ParameterEntry(name=f"weight {place}", shape=(1,), offset=place, group=place, index=0) for place in range(2)
         ),
-        optimizer=OptimizerEntry(name=name, groups=({"lr": 1e-3}, {"lr": 1e-4})),
+        optimizer=OptimizerEntry(name=HOSTILE, groups=({"lr": 1e-3}, {"lr": 1e-4})),
         max_grad_norm=1.0, loss_divisor=1.0, padding_token=0,
         numerics=NumericsEntry(
             device="cpu", device_name="", threads=1, flush_denormal=True, deterministic=False, attention="eager",
             rng_bytes=1,
         ),
-        updates="none", gradients="none", checkpoint_every=100, planned_steps=num_steps, data={"source": name},
+        updates="none", gradients="none", checkpoint_every=100, planned_steps=num_steps, data={"source": HOSTILE},
         tokenizer={}, training={}, environment={},
     )  # fmt: skip
