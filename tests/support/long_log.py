@@ -21,7 +21,7 @@ _PARAMETERS = np.zeros(2, np.uint32)
 
 
 def write_long_log(folder: Path, num_steps: int) -> TrainingLog:
-    """Steps with a loss that falls and is noisy, a gradient norm with spikes, two schedules, many checkpoints and hostile names.
+    """Writes a log with hostile names, a noisy loss that falls, a gradient norm with spikes, and two schedules.
 
     Args:
         folder: where to write it.
@@ -71,7 +71,9 @@ def _checkpoint(step: int) -> Checkpoint:
 def _manifest(num_steps: int) -> Manifest:
     return Manifest(
         created="2026-01-01T00:00:00+00:00",
-        model=ModelEntry(source=HOSTILE, class_name=HOSTILE, fingerprint="0" * 64, dtype="float32", forward_arguments={}),
+        model=ModelEntry(
+            source=HOSTILE, class_name=HOSTILE, fingerprint="0" * 64, dtype="float32", forward_arguments={}
+        ),
         parameters=tuple(
             ParameterEntry(name=f"weight {place}", shape=(1,), offset=place, group=place, index=0) for place in range(2)
         ),
