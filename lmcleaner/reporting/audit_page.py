@@ -8,7 +8,7 @@ from lmcleaner.audit.check import AuditReport
 from lmcleaner.formats.audit_document import EVALUATION, audit_sha256, read_audit
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.wording import counted
-from lmcleaner.reporting.evaluation_sections import answers, metrics
+from lmcleaner.reporting.evaluation_sections import answers, evaluated_rows, metrics, row_changes
 from lmcleaner.reporting.markup import (
     MAX_ROWS,
     Html,
@@ -64,6 +64,7 @@ def _document_sections(
     document = report.document
     oracle = report.oracle if report.oracle is not None else document["oracle"]
     evaluation = report.evaluation or read_audit(folder).get(EVALUATION)
+    evaluated = evaluated_rows(evaluation, document, log) if evaluation is not None else []
     return [
         asked(document, texts),
         done(document),
@@ -72,7 +73,7 @@ def _document_sections(
         deviation(document, log.num_steps),
         errors(document, oracle, log.num_steps),
         answers(oracle),
-        metrics(evaluation, folder, is_fresh=report.evaluation is not None),
+        metrics(evaluation, row_changes(folder, evaluated, texts), is_fresh=report.evaluation is not None),
         _hashes(report, folder),
     ]
 

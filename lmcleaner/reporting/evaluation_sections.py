@@ -1,12 +1,16 @@
 """Before, unlearned and gold: the metrics, and answers against the oracle."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmcleaner.audit.oracle import counted_samples
+from lmcleaner.audit.statements import stated_forget_set
 from lmcleaner.formats.audit_document import Document
-from lmcleaner.reporting.markup import NOTHING, Html, folded, pairs, table, tag
+from lmcleaner.formats.canonical import json_digest
+from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.reporting.markup import NOTHING, Html, code, folded, pairs, table, tag
 from lmcleaner.reporting.page import Section
 from lmcleaner.reporting.values import at, by_step, number, shown
 
@@ -30,12 +34,12 @@ def answers(oracle: Any) -> Section:
     return Section("Against the oracle", [table("Answers, as a mean over rows", columns, rows)])
 
 
-def metrics(evaluation: Document | None, folder: Path, *, is_fresh: bool) -> Section:
+def metrics(evaluation: Document | None, changes: Html, *, is_fresh: bool) -> Section:
     """The metric table with its intervals; empty without an evaluation.
 
     Args:
         evaluation: of the document, or fresh; None without one.
-        folder: the output folder, where the values by row lie.
+        changes: those of each row.
         is_fresh: whether it was measured just now.
 
     Returns:
@@ -66,7 +70,7 @@ def metrics(evaluation: Document | None, folder: Path, *, is_fresh: bool) -> Sec
         tag("p", tag("strong", void), class_="bad") if void is not None else NOTHING,
         table(caption, columns, rows),
         pairs("What was compared", about),
-        _row_changes(folder),
+        changes,
     ]
     return Section("Evaluation", content)
 
@@ -76,13 +80,36 @@ def _estimate(estimate: Document) -> str:
     return shown(estimate["value"]) if low is None else f"{shown(estimate['value'])} [{shown(low)},\u00a0{shown(high)}]"
 
 
-def _row_changes(folder: Path) -> Html:
-    """How probable each forgotten row's answer is, from the values by row; nothing where they aren't there."""
+def evaluated_rows(evaluation: Document, document: Document, log: TrainingLog) -> list[str]:
+    """Digests of the evaluated rows to forget, in order, where they are the log's own; else none."""
+    digests = [sample.digest.hex() for sample in counted_samples(log, stated_forget_set(document), inside=True)]
+    return digests if json_digest(digests) == evaluation["rows"]["forget"]["sha256"] else []
+
+
+def row_changes(folder: Path, digests: Sequence[str], texts: Mapping[str, str] | None) -> Html:
+    """How probable each forgotten row's answer is, from the values by row that lie beside the document.
+
+    Args:
+        folder: the output folder.
+        digests: of the evaluated rows; rows are numbered without them.
+        texts: text of each row by its digest; None shows none.
+
+    Returns:
+        A table; nothing where the values aren't there.
+    """
     found = {side: dict(_by_row(folder / "evals" / place / "TOFU_EVAL.json")) for side, place in _MODELS.items()}
     numbers = sorted(found["before"].keys() & found["unlearned"].keys() & found["gold"].keys())
-    rows = [[f"row {place + 1}", *(found[side][place] for side in _SIDES.values())] for place in numbers]
-    caption = "Answer probability of each row to forget, in the order of the evaluated rows"
-    return folded("Row by row", table(caption, ["Row", *_SIDES], rows)) if rows else NOTHING
+    if not numbers:
+        return NOTHING
+    named = dict(zip(numbers, digests, strict=True)) if len(digests) == len(numbers) else {}
+    rows = [
+        [
+            code(named[place]) if named else f"row {place + 1}", *(found[side][place] for side in _SIDES.values()),
+            (texts or {}).get(named.get(place, "")),
+        ]
+        for place in numbers
+    ]  # fmt: skip
+    return folded("Row by row", table("Answer probability of each row to forget", ["Row", *_SIDES, "Text"], rows))
 
 
 def _by_row(file: Path) -> Iterator[tuple[int, float]]:

@@ -96,6 +96,19 @@ def test_text_of_rows_is_shown_only_to_who_asks(made: Made) -> None:
     assert _problems(shown) == []
 
 
+def test_changes_of_the_logs_own_rows_are_named_by_digests(made: Made, tmp_path: Path) -> None:
+    values = json.loads((made.folder / "evals" / "before" / "TOFU_EVAL.json").read_text())["forget_Q_A_Prob"]
+    cells = [f"</code></th><td>{row['prob']:.4g}</td>" for row in values["value_by_index"].values()]
+    assert all(made.page().count(cell) == 1 for cell in cells)
+    folder = Path(shutil.copytree(made.folder, tmp_path / "others"))
+    document = read_audit(folder)
+    document["evaluation"]["rows"]["forget"]["sha256"] = "0" * 64
+    (folder / "audit.json").write_text(json.dumps(document))
+    page = audit_page(replace(made.report, evaluation=None), folder, str(made.run.log))
+    assert '<th scope="row">row 1</th>' in page
+    assert cells[0] not in page
+
+
 def test_sections_without_data_are_left_out(made: Made, tmp_path: Path) -> None:
     bare = Path(shutil.copytree(made.folder, tmp_path / "bare"))
     document = read_audit(bare)
