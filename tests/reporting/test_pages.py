@@ -21,9 +21,10 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.reporting.audit_page import audit_page
 from lmcleaner.reporting.log_page import log_page
 from lmcleaner.reporting.markup import MAX_ROWS, table, tag
+from lmcleaner.reporting.texts import MISSING, REDACTED
 from long_log import HOSTILE
 from page_checker import PageChecker
-from tiny_runs import TinyRun, rows, unlearn_tiny
+from tiny_runs import TinyRun, record_tiny, rows, unlearn_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -107,6 +108,17 @@ def test_changes_of_the_logs_own_rows_are_named_by_digests(made: Made, tmp_path:
     page = audit_page(replace(made.report, evaluation=None), folder, str(made.run.log))
     assert '<th scope="row">row 1</th>' in page
     assert cells[0] not in page
+
+
+def test_after_a_redaction_there_is_a_page_and_no_text(base_model: Path, tmp_path: Path) -> None:
+    run = record_tiny(base_model, tmp_path)
+    unlearn_tiny(run, tmp_path / "out", redact=True)
+    report = audit_model(tmp_path / "out", run.log)
+    page = audit_page(report, tmp_path / "out", str(run.log), show_text=True)
+    assert _problems(page) == []
+    assert "not checked" in page
+    assert page.count(f"<td>{REDACTED}</td>") + page.count(f"<td>{MISSING}</td>") == 2
+    assert not any(row["question"] in page for row in rows(20))
 
 
 def test_sections_without_data_are_left_out(made: Made, tmp_path: Path) -> None:
