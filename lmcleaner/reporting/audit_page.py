@@ -80,7 +80,8 @@ def _document_sections(
 
 def _verdict(report: AuditReport) -> Html:
     """The outcome in words; colour only repeats them."""
-    passed = "✓ The audit passed." if report.passed else "✗ The audit FAILED."
+    failed = ", ".join(name for name, problem in report.checks.items() if problem is not None)
+    passed = f"✗ The audit FAILED: {failed}." if failed else "✓ The audit passed."
     result = {
         "good": "✓ The result is good, by its own measures.",
         "poor": "✗ The result is poor, as the document itself says.",

@@ -52,7 +52,7 @@ def line_chart(
     if limit:
         shapes.append(tag("path", d=scale.path([(first, limit[1]), (last, limit[1])], 4), class_="limit"))
     left_out = sum(map(len, given)) - len(points)
-    notes = [f"dashed: {limit[0]}, {shown(limit[1])}"] if limit else []
+    notes = [f"dashed: {limit[0]} {shown(limit[1])}"] if limit else []
     notes += [f"{left_out:,} values that aren't finite are left out"] if left_out else []
     labels = [_short(tick, ticks) for tick in reversed(ticks)]
     return _figure(title, _told(points), "; ".join(notes), shapes, labels, _steps(first, last), _HEIGHT)

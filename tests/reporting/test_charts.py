@@ -51,7 +51,7 @@ def test_the_labels_are_round_and_the_course_is_told() -> None:
     picture = line_chart("Loss", [[(0, 3.9), (5, 0.2), (10, 0.7)]], limit=("threshold", 1.0))
     assert re.findall(r"<span>([^<]*)</span>", picture) == ["4", "3", "2", "1", "0", "step 0", "5", "10"]
     assert "From 3.9 at step 0 to 0.7 at step 10; lowest 0.2 at step 5, highest 3.9 at step 0." in picture
-    assert "dashed: threshold, 1" in picture
+    assert "dashed: threshold 1" in picture
 
 
 def test_very_many_lines_stay_small() -> None:

@@ -139,7 +139,7 @@ def test_a_document_that_breaks_its_schema_is_not_shown(made: Made, tmp_path: Pa
     document["windows"] = HOSTILE
     (broken / "audit.json").write_text(json.dumps(document))
     page = audit_page(audit_model(broken, made.run.log), broken, str(made.run.log))
-    assert "✗ The audit FAILED." in page
+    assert "✗ The audit FAILED: schema." in page
     assert "What was done" not in page
     assert _problems(page) == []
 
@@ -230,7 +230,7 @@ def test_the_page_of_a_long_log_is_small_and_whole(long_log: TrainingLog) -> Non
     assert _problems(long_page) == []
     assert "://" not in long_page
     assert HOSTILE in PageChecker(long_page).text
-    for shown in ("10,000 of 10,000 planned", "Learning rate of parameter group 1", "clipped at, 1", "20 checkpoints"):
+    for shown in ("10,000 of 10,000 planned", "Learning rate of parameter group 1", "clipped at 1", "20 checkpoints"):
         assert shown in long_page, shown
     assert '<th scope="row">200</th><td>400</td>' in long_page
     norms = long_log.table("steps/gradient_norm")
