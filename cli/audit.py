@@ -9,7 +9,8 @@ import typer
 from lmcleaner.choices import Rounding, choose
 from lmcleaner.cli.console import Reporter, print_json, print_text
 from lmcleaner.cli.evaluation import print_evaluation
-from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Device, Model, Quiet
+from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Device, Model, Page, Quiet
+from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.wording import counted
 
 if TYPE_CHECKING:
@@ -61,6 +62,10 @@ def audit(
         float | None, typer.Option(help="Learning rate of that training; by default the run's largest.")
     ] = None,
     max_relative_error: Annotated[float, typer.Option(help="From it on --oracle fails; at most 0.9.")] = 0.9,
+    html: Page = None,
+    show_text: Annotated[
+        bool, typer.Option("--show-text", help="With --html: show the text of the rows, as far as the log holds it.")
+    ] = False,
     config: Config = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -73,18 +78,43 @@ def audit(
     from lmcleaner.audit.options import AuditOptions
 
     roundings = [choose(Rounding, name, "deploy") for name in deploy.split(",")] if deploy else []
+    _check_page(html, show_text)
+    place = log or default_log(folder)
     options = AuditOptions(
         oracle=oracle, model=model, device=device, relative_error=max_relative_error, evaluate=evaluate, gold=gold,
         deploy=roundings, stress=stress, relearn_lr=relearn_lr,
     )  # fmt: skip
     with Reporter(quiet=quiet or as_json) as reporter:
-        report = audit_model(folder, log or default_log(folder), options, reporter)
+        report = audit_model(folder, place, options, reporter)
     if as_json:
         print_json(report_json(report) | {"oracle": report.oracle, "evaluation": report.evaluation})
     else:
         _print_report(report)
+    if html is not None:
+        _write_page(html, report, folder, place, show_text=show_text, model=model)
+        if not as_json:
+            print_text(f"page  {html}")
     if not report.is_good:
         raise typer.Exit(1)
+
+
+def _check_page(html: Path | None, show_text: bool) -> None:
+    """Before anything is computed."""
+    from lmcleaner.output import check_free
+
+    if show_text and html is None:
+        raise UsageError("--show-text belongs to --html: expected both, found --show-text alone")
+    if html is not None:
+        check_free(html, "--html")
+
+
+def _write_page(
+    html: Path, report: "AuditReport", folder: Path, log: str, *, show_text: bool, model: str | None
+) -> None:
+    from lmcleaner.output import write_file
+    from lmcleaner.reporting.audit_page import audit_page
+
+    write_file(html, audit_page(report, folder, log, show_text=show_text, model=model), "--html")
 
 
 def default_log(folder: Path) -> str:

@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lmcleaner.choices import HessianMode
 from lmcleaner.cli.console import Reporter, human_bytes, print_json, print_text, sparkline, spelled
-from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Device, Log, Model, Quiet, parse_K, parse_steps
+from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Device, Log, Model, Page, Quiet, parse_K, parse_steps
 from lmcleaner.cli.unlearn import KOption, LevelOption, NoLedger, OptionalForget, RankOption
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.wording import counted
@@ -39,6 +40,7 @@ def inspect(
     requests: Annotated[
         bool, typer.Option("--requests", help="List the requests that were served, as the log's ledger holds them.")
     ] = False,
+    html: Page = None,
     forget: OptionalForget = None,
     plan: Annotated[bool, typer.Option("--plan", help="What --forget would cost in each mode.")] = False,
     quick: Annotated[
@@ -58,7 +60,16 @@ def inspect(
 
     Example: `lmcleaner inspect my-log --forget forget.jsonl --plan`
     """
-    _check_combination([verify, sizes, step is not None, find is not None, redacted, requests, bool(forget)])
+    _check_combination([
+        verify,
+        sizes,
+        step is not None,
+        find is not None,
+        redacted,
+        requests,
+        html is not None,
+        bool(forget),
+    ])
     _check_companions(verify, replay, forget, plan, rank, quick)
     from lmcleaner.formats.reader import TrainingLog
 
@@ -76,6 +87,8 @@ def inspect(
         _list_redacted(opened, as_json=as_json)
     elif requests:
         _list_requests(opened, as_json=as_json)
+    elif html is not None:
+        _write_page(opened, html, as_json=as_json, quiet=quiet)
     elif forget:
         options = UnlearnOptions(
             forget=forget, output=None, dry_run=True, K=parse_K(K), level=level, model=model, device=device,
@@ -88,7 +101,7 @@ def inspect(
 
 def _check_combination(chosen: list[bool]) -> None:
     if sum(chosen) > 1:
-        raise UsageError("choose one of --verify, --sizes, --step, --find, --redacted, --requests and --forget")
+        raise UsageError("choose one of --verify, --sizes, --step, --find, --redacted, --requests, --html and --forget")
 
 
 def _check_companions(
@@ -279,6 +292,18 @@ def _list_requests(log: "TrainingLog", *, as_json: bool) -> None:
             )
     pending = sum(listed.state != SETTLED for listed in found)
     print_text(f"{counted(len(found), 'entry')}, {pending} of which the next unlearn serves again")
+
+
+def _write_page(log: "TrainingLog", html: Path, *, as_json: bool, quiet: bool) -> None:
+    from lmcleaner.output import check_free, write_file
+    from lmcleaner.reporting.log_page import log_page
+
+    check_free(html, "--html")
+    write_file(html, log_page(log), "--html")
+    if as_json:
+        print_json({"page": str(html)})
+    elif not quiet:
+        print_text(f"page  {html}")
 
 
 def _plan(log: "TrainingLog", options: UnlearnOptions, rank: int | None, *, quick: bool, as_json: bool) -> None:

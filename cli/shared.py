@@ -76,6 +76,12 @@ Device = Annotated[
 ]
 
 
+Page = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write a page that is one file, for a browser or a printer."),
+]
+
+
 class ScriptCommand(TyperCommand):
     """A command that takes another one behind `--`, with options of its own."""
 

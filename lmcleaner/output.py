@@ -1,4 +1,4 @@
-"""Output folders that are there whole or not at all."""
+"""Outputs that are there whole or not at all."""
 
 import os
 import shutil
@@ -11,14 +11,18 @@ from lmcleaner.formats.errors import ExistsError
 from lmcleaner.formats.store import storage_errors
 
 
-def check_free(path: Path) -> None:
+def check_free(path: Path, option: str = "--output") -> None:
     """Makes sure that nothing lies at `path`.
+
+    Args:
+        path: where an output shall be.
+        option: that names it, for the hint.
 
     Raises:
         ExistsError: something does.
     """
     if path.exists() or path.is_symlink():
-        raise ExistsError(f"the output exists already: {path}", hint="choose another --output; nothing is overwritten")
+        raise ExistsError(f"the output exists already: {path}", hint=f"choose another {option}; nothing is overwritten")
 
 
 @contextmanager
@@ -47,6 +51,34 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             temporary.rename(path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def write_file(path: Path, content: str, option: str) -> None:
+    """Writes a new file of text.
+
+    Args:
+        path: the file to make.
+        content: of it.
+        option: that names it, for the hint.
+
+    Raises:
+        ExistsError: something lies at `path`.
+        ResourceError: it can't be written.
+    """
+    check_free(path, option)
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            check_free(path, option)
+            temporary.rename(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
             raise
 
 

@@ -104,7 +104,7 @@ def test_the_wheel_holds_every_module_schema_and_nothing_else(tmp_path: Path) ->
     expected = {
         str(Path(*package.split("."), file.relative_to(ROOT / folder)))
         for folder, package in FOLDERS.items()
-        for suffix in ("*.py", "*.schema.json", "py.typed")
+        for suffix in ("*.py", "*.schema.json", "*.css", "py.typed")
         for file in (ROOT / folder).rglob(suffix)
         if "golden" not in file.relative_to(ROOT).parts
     }

@@ -11,6 +11,7 @@ from lmcleaner.formats.audit_document import AUDIT_SCHEMA, AUDIT_VERSION, Docume
 from lmcleaner.formats.errors import InsufficientLogError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.wording import counted
+from lmcleaner.thinning import thinned
 from lmcleaner.training.numerics import device_name, environment, replay_device, unrestorable
 from lmcleaner.unlearning.choosing import Trial
 from lmcleaner.unlearning.combine import Change
@@ -18,6 +19,8 @@ from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.plan import Plan
 from lmcleaner.unlearning.request import ForgetSet
 from lmcleaner.unlearning.sweep import WindowReport, combined_estimate
+
+_NORMS = 200  # of a window at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +128,7 @@ def _window(report: WindowReport) -> dict[str, Any]:
         "v0_norm": report.v0_norm,
         "v_peak_norm": report.v_peak_norm,
         "v_norm": report.v_norm,
+        "norms": _norms(report),
         "gradients": report.gradients,
         "hvp_calls": report.products,
         "occurrences": report.handled,
@@ -139,6 +143,11 @@ def _window(report: WindowReport) -> dict[str, Any]:
         "states": list(report.states),
         "counterfactual": report.counterfactual,
     }
+
+
+def _norms(report: WindowReport) -> dict[str, float]:
+    steps, norms = zip(*sorted(report.norms.items()), strict=True)
+    return {str(steps[place]): norms[place] for place in thinned(norms, _NORMS)}
 
 
 def _config(log: TrainingLog, options: UnlearnOptions) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class WindowReport:
         v0_norm: ‖δ‖ after the first occurrence's step.
         v_peak_norm: largest ‖δ‖ that was seen on the way; in secant mode that is not at every step, see `looks`.
         v_norm: ‖δ‖ at the end.
+        norms: step -> ‖δ‖ before it, wherever it was looked at.
         gradients: gradients computed.
         products: curvature products computed.
         handled: forgotten rows left out.
@@ -59,6 +60,7 @@ class WindowReport:
     v0_norm: float | None
     v_peak_norm: float
     v_norm: float
+    norms: dict[int, float]
     gradients: int
     products: int
     handled: int
@@ -184,6 +186,7 @@ def sweep_window(
         v0_norm=walk.norms.get(window.first + 1),
         v_peak_norm=max(walk.norms.values()),
         v_norm=walk.norms[window.end],
+        norms=walk.norms,
         gradients=setting.spent.gradients - before.gradients,
         products=setting.spent.products - before.products,
         handled=setting.spent.handled - before.handled,

@@ -26,9 +26,10 @@ def reasons(
 ) -> list[str]:
     """Of a window from step 10 on with these measures."""
     report = WindowReport(
-        window=Window(start=10, first=10, last=10, end=end), v0_norm=1.0, v_peak_norm=1.0, v_norm=1.0, gradients=1,
-        products=1, handled=1, marks=dict(enumerate(errors)), settled=left_out, left_out=left_out, data_free=False,
-        curvature_captured=None, estimated_error=None, replay_exact=None, states=(), counterfactual=None,
+        window=Window(start=10, first=10, last=10, end=end), v0_norm=1.0, v_peak_norm=1.0, v_norm=1.0, norms={},
+        gradients=1, products=1, handled=1, marks=dict(enumerate(errors)), settled=left_out, left_out=left_out,
+        data_free=False, curvature_captured=None, estimated_error=None, replay_exact=None, states=(),
+        counterfactual=None,
     )  # fmt: skip
     oracle = None if relative_error is None else {"relative_error": relative_error}
     chosen = UnlearnOptions(forget="x", output=Path("out"), **options)

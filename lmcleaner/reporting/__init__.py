@@ -1,0 +1,1 @@
+"""Pages for people: what an audit found, and what a log holds."""
