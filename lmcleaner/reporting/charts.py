@@ -105,11 +105,14 @@ class _Scale:
         return f"M{'L'.join(places)}" if places else ""
 
 
+_SMALLEST = 1e-300  # of a range; powers of ten below it lose their digits
+
+
 def _ticks(low: float, high: float) -> list[float]:
     """Four to six round numbers around a range."""
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         low, high = min(low, 0.0), max(high, 0.0)  # what doesn't change is seen beside nothing
-    rough = ((high - low) or 1.0) / 4
+    rough = (high - low if high - low > _SMALLEST else 1.0) / 4
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10, 20) if factor * power >= 0.999 * rough)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
