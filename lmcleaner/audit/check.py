@@ -44,7 +44,7 @@ class AuditReport:
         document: the audit document.
         oracle: the fresh comparison with the oracle, if it was asked for.
         evaluation: what was written into the document as `evaluation`, if it was asked for.
-        sweep: what `audit verify` took again of the sweep: seed of the sample, stretches, steps, of how many, and the
+        sweep: what `audit verify` took again of the sweep: seed of the draw, stretches, steps, of how many, and the
             largest relative error.
     """
 

@@ -5,8 +5,8 @@ from dataclasses import asdict
 
 from lmcleaner.audit.evaluation import EvaluationRows, Models, metrics_document, score_models
 from lmcleaner.choices import Rounding
-from lmcleaner.evaluation.comparison import Comparison, compare, void_reason
-from lmcleaner.evaluation.deployment import Finding, returns
+from lmcleaner.evaluation.comparison import Comparison, Finding, compare, void_reason
+from lmcleaner.evaluation.deployment import returns
 from lmcleaner.evaluation.rounding import rounded_model
 from lmcleaner.formats.audit_document import Document
 from lmcleaner.progress import Progress

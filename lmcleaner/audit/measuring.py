@@ -18,8 +18,7 @@ from lmcleaner.evaluation.comparison import Side, compare
 from lmcleaner.formats.audit_document import Document
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.progress import Progress
-from lmcleaner.training.models import load_unlearned
-from lmcleaner.training.replay import ReplayModel, open_replay
+from lmcleaner.training.replay import open_replay, open_unlearned
 
 Measured = dict[str, Any] | None
 
@@ -48,7 +47,7 @@ def measure(
         lr = relearning_rate(log, rows, options.relearn_lr) if options.stress else None
     replay = open_replay(log.manifest, options.model, options.device)
     trained = replay.load(log.parameters(log.num_steps))
-    unlearned = _saved(folder, options, replay)
+    unlearned = open_unlearned(replay, folder, options.model)
     oracle = evaluation = None
     counterfactual: Sequence[Tensor] = ()
     if options.oracle or options.gold is None:
@@ -61,7 +60,7 @@ def measure(
         if options.gold is None:
             kind, gold = "oracle", model_at(replay, counterfactual)
         else:
-            kind, gold = "model", _saved(options.gold, options, replay).module
+            kind, gold = "model", open_unlearned(replay, options.gold, options.model).module
         models = {Side.BEFORE: model_at(replay, trained), Side.UNLEARNED: unlearned.module, Side.GOLD: gold}
         scores = score_models(models, rows.parts, rows.tokenizer, progress)
         exact = compare(scores, progress)
@@ -72,12 +71,6 @@ def measure(
             evaluation["stress"] = stress(models, rows, lr, progress)
         write_evaluation(folder, evaluation, scores)
     return oracle, evaluation
-
-
-def _saved(folder: Path, options: AuditOptions, replay: ReplayModel) -> ReplayModel:
-    """A model of a folder with the parameters that the run trained."""
-    manifest = replay.manifest
-    return ReplayModel(load_unlearned(manifest, folder, options.model), manifest, replay.device)
 
 
 def oracle_problem(document: Document, oracle: dict[str, Any], largest: float) -> str | None:

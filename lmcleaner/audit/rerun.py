@@ -80,7 +80,7 @@ def stretches(document: Document, windows: Sequence[Window], log: TrainingLog) -
     ]
 
 
-def sample(found: Sequence[Stretch], num_steps: int | None, seed: int) -> list[Stretch]:
+def draw(found: Sequence[Stretch], num_steps: int | None, seed: int) -> list[Stretch]:
     """Draws stretches until they have enough steps.
 
     Args:
@@ -91,9 +91,8 @@ def sample(found: Sequence[Stretch], num_steps: int | None, seed: int) -> list[S
     Returns:
         One at least, in order.
     """
-    drawn = Random(seed).sample(range(len(found)), len(found))
     taken, total = list[int](), 0
-    for place in drawn:
+    for place in Random(seed).sample(range(len(found)), len(found)):
         if num_steps is not None and total >= num_steps and taken:
             break
         taken.append(place)
@@ -205,7 +204,7 @@ class Rerun:
         """Against θ′'s digest, else against the model where that is θ′ itself, else against ‖δ‖."""
         if digest_of(state.parameters).hex() == stated.get("counterfactual"):
             return 0.0
-        if is_model(self._document, self._log):
+        if is_counterfactual_itself(self._document, self._log):
             return self._error(state, begun, self._unlearned)
         norm: float = stated["v_norm"]
         here = self._replay.load(self._log.parameters(stretch.end))
@@ -216,7 +215,7 @@ class Rerun:
         return _ratio(distance([parameter.detach() for parameter in state.parameters], end), covered)
 
 
-def is_model(document: Document, log: TrainingLog) -> bool:
+def is_counterfactual_itself(document: Document, log: TrainingLog) -> bool:
     """Whether the model of an output folder is the θ′ that the sweep ended with, and no sum of deviations."""
     windows = document["windows"]
     return len(windows) == 1 and windows[0]["tau"] == log.num_steps

@@ -4,8 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lmcleaner.audit.evaluation import EvaluationRows, Models, metrics_document, score_models
-from lmcleaner.evaluation.comparison import SEED, Side, compare, void_reason
-from lmcleaner.evaluation.deployment import Finding
+from lmcleaner.evaluation.comparison import SEED, Finding, Side, compare, void_reason
 from lmcleaner.evaluation.evaluate import MAX_NEW_TOKENS
 from lmcleaner.evaluation.relearning import BATCH_SIZE, MARKS, lead, relearn, split_rows
 from lmcleaner.evaluation.scores import Part
@@ -46,7 +45,7 @@ def relearning_rate(log: TrainingLog, rows: EvaluationRows, given: float | None)
         raise UsageError(
             f"relearning takes AdamW, and the run's learning rate is for {name}", hint="choose one with --relearn-lr"
         )
-    return max(rate for number in range(log.num_steps) for rate in log.step(number).lr)
+    return float(log.table("steps/lr").max())
 
 
 def stress(models: Models, rows: EvaluationRows, lr: float, progress: Progress) -> Document:

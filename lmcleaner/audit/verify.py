@@ -10,7 +10,7 @@ from torch import Tensor
 from lmcleaner.audit.check import AuditReport, audit_model
 from lmcleaner.audit.files import FILES
 from lmcleaner.audit.options import AuditOptions
-from lmcleaner.audit.rerun import Rerun, is_model, sample, stretches
+from lmcleaner.audit.rerun import Rerun, draw, is_counterfactual_itself, stretches
 from lmcleaner.audit.signature import signature_problem
 from lmcleaner.audit.statements import stated_windows, unequal
 from lmcleaner.choices import Propagation
@@ -21,9 +21,8 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.wording import counted
 from lmcleaner.inspection.verify import verify
 from lmcleaner.progress import Progress, Silent
-from lmcleaner.training.models import load_unlearned
 from lmcleaner.training.numerics import restored_numerics
-from lmcleaner.training.replay import ReplayModel, open_replay
+from lmcleaner.training.replay import ReplayModel, open_replay, open_unlearned
 from lmcleaner.training.vectors import digest_of
 from lmcleaner.unlearning.combine import Correction
 from lmcleaner.unlearning.kept import STATES, read_state
@@ -39,7 +38,7 @@ class VerifyOptions:
 
     Attributes:
         steps: about how many steps of the sweep to take again; None for all.
-        seed: of the sample; None draws one.
+        seed: draws the stretches; None takes any.
         public_key: of the signature that the document must have, in PEM; None asks for none.
         model: where the base model lies now, if it moved.
         device: where to compute.
@@ -66,7 +65,7 @@ class VerifyOptions:
 def verify_audit(
     folder: Path, log_path: Path | str, options: VerifyOptions | None = None, progress: Progress | None = None
 ) -> AuditReport:
-    """All that `audit` checks, every byte of the log and of the folder, and a random sample of the sweep itself.
+    """All that `audit` checks, every byte of the log and of the folder, and stretches of the sweep drawn at random.
 
     Args:
         folder: the output folder of `unlearn`.
@@ -86,7 +85,7 @@ def verify_audit(
     report = audit_model(folder, log_path, AuditOptions(model=options.model, device=options.device), progress)
     if report.checks["schema"] is not None or report.checks.get("files") is not None:
         return report
-    log, document = TrainingLog(log_path), report.document
+    log, document, written = TrainingLog(log_path), report.document, read_audit(folder)
     checks, unchecked = dict(report.checks), dict(report.unchecked)
     checks["whole log"] = _log_problem(log, progress)
     if FILES not in document:
@@ -94,11 +93,13 @@ def verify_audit(
     if options.public_key is not None:
         checks["signature"] = signature_problem(folder, options.public_key)
     is_signed = checks.get("signature", "none") is None
-    if EVALUATION in read_audit(folder) and not is_signed:
+    if EVALUATION in written and not is_signed:
         unchecked["evaluation"] = "added afterwards, which only a signature covers: audit --evaluate measures it again"
-    if _is_vouched_for(document, folder, log):
+    entries = _entries(log)
+    named = {change.details.get("audit_sha256") for change in log.commit.history} | {e.audit_sha256 for e in entries}
+    if audit_sha256(folder, written) in named:
         checks["document"] = None
-    elif document["config"].get("ledger") and _has_entry_of_model(document, log):
+    elif document["config"].get("ledger") and any(e.model_after == document["hashes"]["model_after"] for e in entries):
         checks["document"] = "the log's ledger names another document with this model"
     elif not is_signed:
         unchecked["document"] = "neither the log's ledger nor a signature vouches for what it says was measured"
@@ -110,19 +111,8 @@ def verify_audit(
 
 
 def _log_problem(log: TrainingLog, progress: Progress) -> str | None:
-    damage = [problem for problem in verify(log, progress=progress).problems if problem.kind != "leftover"]
+    damage = verify(log, progress=progress).damage
     return f"{damage[0].array}: {damage[0].message}; {counted(len(damage), 'problem')} in all" if damage else None
-
-
-def _is_vouched_for(document: Document, folder: Path, log: TrainingLog) -> bool:
-    """Whether the log names the document's file, in its ledger or as that of a redaction."""
-    own = audit_sha256(folder, read_audit(folder))
-    named = {change.details.get("audit_sha256") for change in log.commit.history}
-    return own in named | {entry.audit_sha256 for entry in _entries(log)}
-
-
-def _has_entry_of_model(document: Document, log: TrainingLog) -> bool:
-    return any(entry.model_after == document["hashes"]["model_after"] for entry in _entries(log))
 
 
 def _entries(log: TrainingLog) -> tuple[LedgerEntry, ...]:
@@ -154,12 +144,11 @@ def _with_sweep(
     """The report with what the sweep's states say, and what some of its steps lead to."""
     document, manifest = report.document, log.manifest
     replay = open_replay(manifest, options.model, options.device)
-    made = load_unlearned(manifest, folder, options.model)
-    unlearned = [parameter.detach() for parameter in ReplayModel(made, manifest, replay.device).parameters]
+    unlearned = [parameter.detach() for parameter in open_unlearned(replay, folder, options.model).parameters]
     windows = stated_windows(document, log, document["request"]["steps"])
     found = stretches(document, windows, log)
     seed = secrets.randbelow(_SEEDS) if options.seed is None else options.seed
-    drawn = sample(found, options.steps, seed)
+    drawn = draw(found, options.steps, seed)
     checks, unchecked = dict(report.checks), dict(report.unchecked)
     with restored_numerics(manifest.numerics):
         try:
@@ -189,7 +178,7 @@ def _result_problem(
 ) -> tuple[str | None, str | None]:
     """What is wrong with the model as the sum of what the windows ended with, and why that can't be told."""
     stated = document["windows"]
-    if is_model(document, log):
+    if is_counterfactual_itself(document, log):
         return unequal("counterfactual", stated[0]["counterfactual"], digest_of(unlearned).hex()), None
     if not all(window["tau"] in window["states"] for window in stated):
         return None, "no states were kept of where the windows ended: unlearn with --keep-states"

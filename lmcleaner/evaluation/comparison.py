@@ -35,6 +35,14 @@ class Closer(StrEnum):
     SAME = "same"  # nothing had to change, and nothing did
 
 
+class Finding(StrEnum):
+    """Whether something was found."""
+
+    YES = "yes"
+    NO = "no"
+    UNCLEAR = "unclear"  # the interval holds the margin
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """A metric of a model.
@@ -163,3 +171,10 @@ def interval(values: Sequence[float] | Array) -> tuple[float, float]:
     """
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+def verdict(low: float, high: float, margin: float) -> Finding:
+    """Whether what an interval is of is above a margin."""
+    if low > margin:
+        return Finding.YES
+    return Finding.NO if high <= margin else Finding.UNCLEAR

@@ -6,22 +6,13 @@ Unlearning may change weights by less than a step of the rounding, which then gi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
-from lmcleaner.evaluation.comparison import Comparison, Side, interval
+from lmcleaner.evaluation.comparison import Comparison, Finding, Side, interval, verdict
 from lmcleaner.evaluation.scores import Array
 
 MARGIN = 0.1  # of what was to forget; less than that is no return
 # How much of the forgotten answers a model gives. Distances from gold don't serve: rounding moves all models apart.
 KNOWLEDGE = ("forget_Q_A_Prob", "forget_Q_A_ROUGE", "extraction_strength", "exact_memorization")
-
-
-class Finding(StrEnum):
-    """Whether something was found."""
-
-    YES = "yes"
-    NO = "no"
-    UNCLEAR = "unclear"  # the interval holds the margin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +53,6 @@ def returns(exact: Sequence[Comparison], rounded: Sequence[Comparison]) -> dict[
         for comparison in exact
         if comparison.metric.name in KNOWLEDGE and _tells(comparison) and _tells(after[comparison.metric.name])
     }
-
-
-def verdict(low: float, high: float, margin: float) -> Finding:
-    """Whether what an interval is of is above a margin."""
-    if low > margin:
-        return Finding.YES
-    return Finding.NO if high <= margin else Finding.UNCLEAR
 
 
 def _returned(exact: Comparison, rounded: Comparison) -> Return:

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lmcleaner.evaluation.comparison import KNOWN_MARGIN, RESAMPLES, SEED, interval
-from lmcleaner.evaluation.deployment import Finding, verdict
+from lmcleaner.evaluation.comparison import KNOWN_MARGIN, RESAMPLES, SEED, Finding, interval, verdict
 from lmcleaner.evaluation.forward import forward
 from lmcleaner.evaluation.generation import generate_answers, true_answers
 from lmcleaner.evaluation.passes import Wanted, score_rows

@@ -48,10 +48,10 @@ class Verification:
     @property
     def is_sound(self) -> bool:
         """Whether nothing is damaged and the replay, if any, was exact."""
-        return not self._damage and (self.replay is None or self.replay.is_exact)
+        return not self.damage and (self.replay is None or self.replay.is_exact)
 
     @property
-    def _damage(self) -> list[Problem]:
+    def damage(self) -> list[Problem]:
         """The problems that are no mere leftovers of a writer that was killed."""
         return [problem for problem in self.problems if problem.kind != "leftover"]
 

@@ -5,8 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmcleaner.audit.evaluation import EVALS
 from lmcleaner.audit.oracle import counted_samples
 from lmcleaner.audit.statements import stated_forget_set
+from lmcleaner.evaluation.harness import EVAL_FILE
 from lmcleaner.formats.audit_document import Document
 from lmcleaner.formats.canonical import json_digest
 from lmcleaner.formats.reader import TrainingLog
@@ -97,7 +99,7 @@ def row_changes(folder: Path, digests: Sequence[str], texts: Mapping[str, str] |
     Returns:
         A table; nothing where the values aren't there.
     """
-    found = {side: dict(_by_row(folder / "evals" / place / "TOFU_EVAL.json")) for side, place in _MODELS.items()}
+    found = {side: dict(_by_row(folder / EVALS / place / EVAL_FILE)) for side, place in _MODELS.items()}
     numbers = sorted(found["before"].keys() & found["unlearned"].keys() & found["gold"].keys())
     if not numbers:
         return NOTHING

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from lmcleaner.formats.steps import Checkpoint, StepRecord
 from lmcleaner.training.batches import NOTHING, Digests, Inputs, step_inputs
 from lmcleaner.training.fingerprint import model_fingerprint
 from lmcleaner.training.losses import add_loss, run_loss
-from lmcleaner.training.models import load_base_model
+from lmcleaner.training.models import load_base_model, load_unlearned
 from lmcleaner.training.numerics import autocasting, replay_device, restore_rng
 from lmcleaner.training.offload import HOST, OffloadedState
 from lmcleaner.training.ranks import RankSums
@@ -50,6 +51,24 @@ def open_replay(
             hint="leave --offload out; on the CPU all memory is the host's",
         )
     return ReplayModel(load_base_model(manifest, source), manifest, where, offload=offload)
+
+
+def open_unlearned(replay: "ReplayModel", folder: Path, source: str | None = None) -> "ReplayModel":
+    """The model of a folder, with the parameters that the run trained.
+
+    Args:
+        replay: the run's model.
+        folder: what `unlearn` wrote, or somebody else in its form.
+        source: where the base model of an adapter lies now, if it moved.
+
+    Returns:
+        The model on the same device.
+
+    Raises:
+        NotFoundError: it isn't there.
+        MismatchError: it hasn't the run's parameters, or the adapter's base model is another one.
+    """
+    return ReplayModel(load_unlearned(replay.manifest, folder, source), replay.manifest, replay.device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

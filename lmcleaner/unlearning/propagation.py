@@ -93,7 +93,7 @@ class OptimizerCarrier(Carrier):
             return None
         # Before anything of its size is there, so that a sweep holds no more than θ, θ′, δ and a gradient.
         true = _elements(setting.gradient(step, self.state.parameters)) if measure else None
-        directions = [p - q for p, q in self._pairs(parameters)]
+        directions = [p - q for p, q in _on_one_device(parameters, self.state.parameters)]
         gradient = self._prediction.gradient(number, step, parameters, directions)
         error = relative_error(_elements(gradient), true) if true is not None else None
         self.state.apply(gradient, step.lr)
@@ -103,11 +103,7 @@ class OptimizerCarrier(Carrier):
         """Whether the gradient at θ′ is predicted from θ; not in secant mode, nor while θ′ is θ itself."""
         if self._setting.mode is HessianMode.SECANT:
             return False
-        return not all(torch.equal(p, q) for p, q in self._pairs(parameters))
-
-    def _pairs(self, parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """θ and θ′ of each parameter, where θ lies."""
-        return _on_one_device(parameters, self.state.parameters)
+        return not all(torch.equal(p, q) for p, q in _on_one_device(parameters, self.state.parameters))
 
 
 class PaperCarrier(Carrier):
@@ -215,6 +211,7 @@ def _elements(gradient: Gradient) -> Tensor:
 
 
 def _on_one_device(parameters: Sequence[Tensor], others: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both of each parameter, where the first one lies."""
     own = (q.detach().to(p.device) for p, q in zip(parameters, others, strict=True))
     return zip(parameters, own, strict=True)
 

@@ -24,7 +24,7 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.store import Store, open_store
 from lmcleaner.progress import Progress
 from lmcleaner.training.numerics import replay_device, unrestorable
-from lmcleaner.training.vectors import bits_of
+from lmcleaner.training.vectors import digest_of
 from lmcleaner.unlearning.counterfactual import Counterfactual
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.rewriting import NOTHING_CHANGED, Rewriting
@@ -125,7 +125,7 @@ def redaction(wanted: Counterfactual, final: Sequence[Tensor], progress: Progres
     with next_generation(wanted.log) as generation:
         progress.begin("rewriting the log", wanted.log.num_steps)
         found = Rewriting(wanted, generation).run(progress)
-        if array_digest(found) != array_digest(bits_of(final)):
+        if array_digest(found) != digest_of(final):
             raise MismatchError(
                 f"the log can't be redacted: {wanted.log.location}: replaying from step 0 gives other parameters than "
                 f"from the checkpoint before step {wanted.forget_set.steps[0]}",

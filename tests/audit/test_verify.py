@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from lmcleaner.audit.check import AuditReport
 from lmcleaner.audit.requests import request_documents
-from lmcleaner.audit.rerun import Stretch, sample
+from lmcleaner.audit.rerun import Stretch, draw
 from lmcleaner.audit.verify import VerifyOptions, verify_audit
 from lmcleaner.cli.main import app
 from lmcleaner.formats.audit_document import encode_audit, read_audit
@@ -96,9 +96,9 @@ def test_a_sample_is_a_part_and_its_seed_draws_it_again(made: Made) -> None:
     assert 0 < one["steps"] < one["of_steps"]
     window = Window(start=0, first=0, last=0, end=40)
     found = [Stretch(window, 0, 4 * place, 4 * place + 4) for place in range(10)]
-    draws = {tuple(sample(found, 8, seed)) for seed in range(50)}
-    assert all(sum(stretch.num_steps for stretch in draw) == 8 for draw in draws)
-    assert {stretch for draw in draws for stretch in draw} == {*found}
+    draws = {tuple(draw(found, 8, seed)) for seed in range(50)}
+    assert all(sum(stretch.num_steps for stretch in drawn) == 8 for drawn in draws)
+    assert {stretch for drawn in draws for stretch in drawn} == {*found}
 
 
 def test_the_documents_of_requests_and_windows_name_what_was_kept(made: Made) -> None:

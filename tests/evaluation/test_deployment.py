@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from lmcleaner.evaluation.comparison import Comparison, Side, compare
-from lmcleaner.evaluation.deployment import Finding, Return, returns
+from lmcleaner.evaluation.comparison import Comparison, Finding, Side, compare
+from lmcleaner.evaluation.deployment import Return, returns
 from lmcleaner.evaluation.scores import Part, Scores
 
 ROWS = 60

@@ -10,7 +10,7 @@ import torch
 
 from lmcleaner.data.encoding import Encoding
 from lmcleaner.evaluation.answers import answer_probabilities
-from lmcleaner.evaluation.deployment import Finding
+from lmcleaner.evaluation.comparison import Finding
 from lmcleaner.evaluation.relearning import MARKS, lead, relearn, split_rows
 from lmcleaner.evaluation.scores import Array, Columns
 from lmcleaner.formats.errors import DivergedError
