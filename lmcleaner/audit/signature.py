@@ -67,6 +67,20 @@ def signature_problem(folder: Path, key: Path) -> str | None:
     return None
 
 
+def check_unsigned(folder: Path) -> None:
+    """Makes sure that nobody's signature is lost when the audit document of a folder gets an evaluation.
+
+    Raises:
+        ExistsError: the document is signed.
+    """
+    path = folder / SIGNATURE_FILE
+    if path.exists():
+        raise ExistsError(
+            f"the document is signed, and an evaluation would change what was signed: {path}",
+            hint="evaluate first and sign last; remove the signature to evaluate anew",
+        )
+
+
 def _private_key(path: Path) -> "Ed25519PrivateKey":
     content = _content(path)
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -271,6 +271,15 @@ def test_a_signature_vouches_for_a_document(keys: Path, run: TinyRun, tmp_path: 
     assert "isn't this key's signature" in cli(*verify, keys / "own.pub").stdout
 
 
+def test_an_evaluation_never_breaks_a_signature(keys: Path, copied: Made) -> None:
+    cli("audit", "sign", copied.folder, "--key", keys / "own.pem")
+    before = (copied.folder / "audit.json").read_bytes()
+    refused = cli("audit", copied.folder, "--log", copied.log, "--evaluate", "log")
+    assert refused.exit_code == 11
+    assert "hint: evaluate first and sign last" in refused.stderr
+    assert (copied.folder / "audit.json").read_bytes() == before
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
 def test_openssl_checks_the_same_signature(keys: Path, copied: Made) -> None:
     cli("audit", "sign", copied.folder, "--key", keys / "own.pem")
