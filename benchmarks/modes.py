@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -52,6 +53,11 @@ from lmcleaner.unlearning.run import resolve_request
 from processes import in_own_process, run_part
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # the demonstration is no part of the package
+
+from demo.base_model import make_base_model  # noqa: E402
+from demo.people import make_people  # noqa: E402
+
 SHARED = ROOT.parent / "shared"
 SAMPLE_PERCENT = 20.0
 STEPS_KEPT = ("10", "25", "50", "100", "200", "all", "auto")
@@ -113,11 +119,6 @@ def cells(run: str, optimizer: str) -> Iterator[Cell]:
 
 def make_inputs(folder: Path) -> dict[str, Any]:
     """Pretrains the demonstration's model on some invented people; others are to be learnt, 96 rows or 1,920."""
-    from random import Random
-
-    from demo.base_model import make_base_model
-    from demo.people import make_people
-
     random = Random(1)
     people = make_people(480, random)
     others = make_people(1000, random, taken={person.name for person in people})
