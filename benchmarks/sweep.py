@@ -3,7 +3,6 @@
 Each part runs in a process of its own, so that its peak memory is its own.
 """
 
-import json
 import os
 import platform
 import tempfile
@@ -14,7 +13,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lmcleaner import (
     HessianMode,
@@ -30,6 +28,7 @@ from lmcleaner.training.numerics import device_name, restored_numerics
 from lmcleaner.training.replay import open_replay
 from lmcleaner.training.state import TrainingState
 from processes import PRECISE_MEMORY, in_own_process, peak_bytes, reset_peak, run_part
+from random_models import random_rows, write_model
 
 STEPS = 12
 BATCH = 8
@@ -38,6 +37,7 @@ SHAPES = {
     "large": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 8},
     "warm-up": {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2},
 }
+COMMON: dict[str, Any] = {"vocab_size": VOCABULARY, "num_key_value_heads": 2, "max_position_embeddings": 128}
 STATES = {"adamw": 2, "sgd-momentum": 1, "sgd": 0}
 RUNS = [("secant", "2", "one", "optimizer"), ("secant", "all", "many", "optimizer")]
 RUNS += [(mode.value, "all", "one", "optimizer") for mode in HessianMode]
@@ -45,33 +45,14 @@ RUNS += [(mode.value, "all", "one", "paper") for mode in HessianMode if mode is 
 WITHIN_LIMIT = {"secant", "GGN", "exact"}  # the others hold estimates, or what they are made from
 
 
-def make_inputs(folder: Path, size: str) -> dict[str, Any]:
-    """Writes a random Llama, a tokenizer of numbered words, and rows of 64 words; gives the number of parameters."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    vocabulary = {"<s>": 0, "</s>": 1, "<pad>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    torch.manual_seed(0)
-    shape: dict[str, Any] = {
-        **SHAPES[size],
-        "vocab_size": VOCABULARY,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
-    }
-    model = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True))
-    model.save_pretrained(folder / size)
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<pad>"
-    )
-    wrapped.save_pretrained(folder / size)
-    torch.manual_seed(0)  # the same rows for every size of model
-    words = torch.randint(3, VOCABULARY, (STEPS * BATCH, 64)).tolist()
-    rows = [json.dumps({"text": " ".join(f"w{word}" for word in row)}) + "\n" for row in words]
+def make_inputs(folder: Path, size: str) -> int:
+    """Writes a random Llama, and rows of 64 words, the same for every size of model; gives the number of parameters."""
+    parameters = write_model(folder / size, COMMON | SHAPES[size])
+    rows = random_rows(STEPS * BATCH, 64, VOCABULARY)
     (folder / "train.jsonl").write_text("".join(rows))
     (folder / "one.jsonl").write_text(rows[0])
     (folder / "many.jsonl").write_text("".join(rows[: STEPS * BATCH // 2]))
-    return {"parameters": model.num_parameters()}
+    return parameters
 
 
 def run_step(folder: Path, optimizer: str) -> dict[str, Any]:

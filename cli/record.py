@@ -59,6 +59,10 @@ def record(
     threads: Annotated[
         int | None, typer.Option(help="Threads of torch; by default 1 for models under ten million parameters.")
     ] = None,
+    deterministic: Annotated[
+        bool | None,
+        typer.Option(help="Deterministic kernels, with which a replay gives the run's own bits; by default on a GPU."),
+    ] = None,
     checkpoint_every: Annotated[int, typer.Option(metavar="C", help="Steps between checkpoints.")] = _d(
         "checkpoint_every"
     ),
@@ -105,9 +109,9 @@ def record(
         model=model, data=data, output=output, epochs=epochs, batch_size=batch_size, grad_accum=grad_accum, lr=lr,
         optimizer=optimizer, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, scheduler=scheduler,
         warmup_ratio=warmup_ratio, max_grad_norm=max_grad_norm, template=template, max_length=max_length,
-        max_steps=max_steps, seed=seed, dtype=dtype, threads=threads, checkpoint_every=checkpoint_every,
-        updates=updates, gradients=gradients, curvature=curvature, rank=rank, lora_rank=lora_rank,
-        lora_alpha=lora_alpha, lora_targets=lora_targets, overwrite=overwrite, resume=resume,
+        max_steps=max_steps, seed=seed, dtype=dtype, deterministic=deterministic, threads=threads,
+        checkpoint_every=checkpoint_every, updates=updates, gradients=gradients, curvature=curvature, rank=rank,
+        lora_rank=lora_rank, lora_alpha=lora_alpha, lora_targets=lora_targets, overwrite=overwrite, resume=resume,
     )  # fmt: skip
     options = _resumed(context, log, chosen) if resume else _new(chosen)
     from lmcleaner.recording.training import record as run

@@ -20,6 +20,9 @@ _OTHERWISE: dict[tuple[str, ...], object] = {
     ("model", "adapter"): None,
     ("model", "loss"): None,
     ("numerics", "autocast"): None,
+    ("numerics", "warn_only"): False,
+    ("numerics", "matmul"): "ieee",
+    ("numerics", "cublas_workspace"): None,
 }
 
 MAX_ELEMENTS = 1 << 38  # of a parameter vector; more than any model that is trained in one process has
@@ -78,6 +81,9 @@ class NumericsEntry:
         attention: attention implementation of the model.
         rng_bytes: bytes of one row of rng/states.
         autocast: dtype that forward passes were cast to by torch's autocast, "bfloat16"; None without it.
+        warn_only: whether it was told to warn, and take another one, where an operation has none.
+        matmul: precision in which float32 matrices are multiplied on the device, "ieee", "tf32" or "bf16".
+        cublas_workspace: CUBLAS_WORKSPACE_CONFIG of a run on a GPU, if it was set.
     """
 
     device: str
@@ -88,6 +94,9 @@ class NumericsEntry:
     attention: str
     rng_bytes: int
     autocast: str | None = None
+    warn_only: bool = False
+    matmul: str = "ieee"
+    cublas_workspace: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TQDM_DISABLE"] = "1"
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +20,10 @@ from tiny_runs import TinyRun, record_tiny, write_base_model
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Threads of a tiny model wait for each other longer than they work; denormals are flushed as `record` does."""
+    """Threads of a tiny model wait for each other longer than they work; the rest as `record` has it."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    torch.use_deterministic_algorithms(torch.cuda.is_available())
     yield
     torch.set_num_threads(1)
 

@@ -4,6 +4,7 @@ import atexit
 import queue
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -28,14 +29,15 @@ class BackgroundWriter:
     Vectors go round: fresh memory costs a page fault every 4 KiB, which takes several times as long as the copy.
     """
 
-    def __init__(self, writer: LogWriter, spare: Bits) -> None:
+    def __init__(self, writer: LogWriter, spare: Bits, fresh: Callable[[int, np.dtype[Any]], Bits] = np.empty) -> None:
         """Starts the thread.
 
         Args:
             writer: is the thread's own from now on, which also closes it.
             spare: a vector as long as the parameters, for `take` to give.
+            fresh: makes another one, from its length and dtype.
         """
-        self._writer, self._spare = writer, [spare]
+        self._writer, self._spare, self._fresh = writer, [spare], fresh
         self._num_elements, self._dtype = len(spare), spare.dtype
         self._jobs: queue.Queue[tuple[Job, list[Bits]] | None] = queue.Queue()
         self._changed = threading.Condition()
@@ -59,7 +61,7 @@ class BackgroundWriter:
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting_jobs or self._has_room())
             self._raise()
-            return self._spare.pop() if self._spare else np.empty(self._num_elements, self._dtype)
+            return self._spare.pop() if self._spare else self._fresh(self._num_elements, self._dtype)
 
     def wait(self) -> None:
         """Waits until nothing stands in line.

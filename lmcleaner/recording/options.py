@@ -46,6 +46,8 @@ class RecordOptions:
         max_steps: stops after so many steps, whatever `epochs` says; None doesn't.
         seed: of the row order and the dropout.
         dtype: of the weights.
+        deterministic: whether torch uses deterministic algorithms, with which a replay gives the run's own bits;
+            None does so on a GPU.
         threads: intra-op threads of torch; None chooses 1 for models under ten million parameters.
         checkpoint_every: steps between checkpoints.
         updates: how θ after each step is stored.
@@ -80,6 +82,7 @@ class RecordOptions:
     max_steps: int | None = None
     seed: int = 42
     dtype: ModelDtype = ModelDtype.FLOAT32
+    deterministic: bool | None = None
     threads: int | None = None
     checkpoint_every: int = 100
     updates: Codec = Codec.LOSSLESS

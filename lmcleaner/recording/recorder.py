@@ -4,6 +4,7 @@ import os
 import time
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lmcleaner.formats.bits import Bits
+from lmcleaner.formats.bits import BIT_DTYPES, Bits
 from lmcleaner.formats.commit import SelfCheck
 from lmcleaner.formats.errors import ExistsError, MismatchError, UsageError
 from lmcleaner.formats.places import check_place
@@ -31,7 +32,7 @@ from lmcleaner.recording.resume import open_unfinished
 from lmcleaner.recording.self_check import record_self_check
 from lmcleaner.recording.unclipped import UnclippedNorm
 from lmcleaner.training.numerics import autocast_dtype, rng_state
-from lmcleaner.training.vectors import bits_of
+from lmcleaner.training.vectors import bits_of, host_vector
 
 _MAX_COMPRESSORS = 4  # more threads wait for the one that codes
 
@@ -128,9 +129,11 @@ class Recorder:
             ExistsError: somebody writes the log.
             ResourceError: the place can't be written.
         """
-        start = bits_of(self._parameters)
+        fresh = partial(host_vector, device=self._parameters[0].device)
+        dtype = BIT_DTYPES[self._manifest.model.dtype]
+        start = bits_of(self._parameters, fresh(sum(part.numel() for part in self._parameters), dtype))
         is_first = self._processes.is_first
-        self._writer = BackgroundWriter(self._open_log(start), spare=start) if is_first else NoWriter(start)
+        self._writer = BackgroundWriter(self._open_log(start), start, fresh) if is_first else NoWriter(start)
         self._handles = [
             self.module.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             self.module.register_forward_hook(self._after_forward, with_kwargs=True),

@@ -15,7 +15,7 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.steps import StepRecord
 
 _DESCRIPTION = ("max_grad_norm", "loss_divisor", "padding_token", "checkpoint_every", "updates", "gradients")
-_NUMERICS_HINT = "see torch.set_num_threads, set_flush_denormal and use_deterministic_algorithms"
+_NUMERICS_HINT = "see torch.set_num_threads, set_flush_denormal, use_deterministic_algorithms and torch.backends"
 
 # What must be the same of a step, causes before their effects, so that the first difference says most.
 _PARTS: dict[str, Callable[[StepRecord], object]] = {

@@ -14,6 +14,7 @@ import torch
 from lmcleaner.formats.commit import SelfCheck
 from lmcleaner.formats.errors import LmcleanerError
 from lmcleaner.formats.generations import open_to_rewrite
+from lmcleaner.formats.manifest import NumericsEntry
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.store import Store
 from lmcleaner.formats.writer import write_commit
@@ -29,6 +30,7 @@ _CLOSE = 0.01
 
 # What a run may have done that a replay doesn't, as far as the first step that it doesn't repeat tells.
 _FORWARD = "the model returned another loss: its inputs were changed on their way, or noise was put into it"
+_ANY_ORDER = "; a GPU adds in any order, but under torch.use_deterministic_algorithms(True)"
 _BETWEEN = "the steps before it are exact: something else than the optimizer changed the parameters between two steps"
 _BACKWARD = "the model returned the same loss: the loop added to it, or changed gradients or the optimizer's step"
 
@@ -87,7 +89,7 @@ def self_check(log: TrainingLog, model: str | None = None, progress: Progress | 
             return SelfCheck(state="no", steps=0, error=None, why=error.message)
         for stretch in stretches:
             steps |= _checked(log, replay, stretch, progress)
-    return _judged(steps)
+    return _judged(steps, log.manifest.numerics)
 
 
 def _stretches(log: TrainingLog) -> list[range]:
@@ -118,7 +120,7 @@ def _distance(log: TrainingLog, replay: ReplayModel, state: TrainingState, numbe
     return off / taken if taken and math.isfinite(off) else None
 
 
-def _judged(steps: dict[int, _Checked]) -> SelfCheck:
+def _judged(steps: dict[int, _Checked], numerics: NumericsEntry) -> SelfCheck:
     wrong = [number for number, step in steps.items() if step.error != 0.0]
     if not wrong:
         return SelfCheck(state="exact", steps=len(steps), error=0.0, why="")
@@ -126,6 +128,8 @@ def _judged(steps: dict[int, _Checked]) -> SelfCheck:
     largest = max(known) if len(known) == len(steps) else None
     off = "an unknown distance" if largest is None else f"{largest:.2g} of a step"
     why = f"a replay of step {wrong[0]} gives other parameters than the run had: off by {off}"
+    if numerics.device == "cuda" and not numerics.deterministic:
+        why += _ANY_ORDER
     is_close = largest is not None and largest <= _CLOSE
     if is_close:
         return SelfCheck(state="close", steps=len(steps), error=largest, why=why)

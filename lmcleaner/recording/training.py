@@ -1,7 +1,8 @@
 """`record`: fine-tunes with Hugging Face `Trainer` and records the run."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +14,7 @@ from lmcleaner.choices import CurvatureKind
 from lmcleaner.data.encoding import Encoding
 from lmcleaner.data.rows import read_rows
 from lmcleaner.formats.commit import SelfCheck
+from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.places import check_place
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
@@ -28,8 +30,10 @@ from lmcleaner.recording.storage import StorageEstimate, check_room
 from lmcleaner.recording.trainer_checkpoint import write_trainer_checkpoint
 from lmcleaner.training.adapters import new_lora
 from lmcleaner.training.models import load_base_model, load_model, load_tokenizer, padding_token
-from lmcleaner.training.numerics import computing_with, default_threads, restored_numerics
+from lmcleaner.training.numerics import CUBLAS_WORKSPACE, computing_with, default_threads, restored_numerics
 from lmcleaner.training.vectors import torch_dtype
+
+_WORKSPACE = ":4096:8"  # with which cuBLAS is deterministic; as torch.use_deterministic_algorithms says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,10 +124,32 @@ def _train(log: Path | str, options: RecordOptions, progress: Progress) -> Stora
         ):
             progress.begin("recording", num_steps - start)
             if start < num_steps:
-                trainer.train(resume_from_checkpoint=str(_checkpoint(trainer)) if start else None)
+                with explained_kernels():
+                    trainer.train(resume_from_checkpoint=str(_checkpoint(trainer)) if start else None)
             # Before the log says that the run is finished, so that a run without a model can be resumed to get it.
             _save(model, options)
     return estimate
+
+
+@contextmanager
+def explained_kernels() -> Iterator[None]:
+    """Says what to do where a model has an operation without a deterministic kernel.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UsageError: it has one.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise UsageError(
+            f"the model can't be trained with deterministic kernels: {error}",
+            hint="--no-deterministic takes others; a replay then comes close to the run, but hasn't its bits",
+        ) from error
 
 
 def _load_model(options: RecordOptions) -> Any:
@@ -138,8 +164,12 @@ def _numerics(past: TrainingLog | None, options: RecordOptions, model: Any) -> A
     if past is not None:
         return restored_numerics(past.manifest.numerics)
     threads = options.threads or default_threads(model.num_parameters())
+    has_gpu = torch.cuda.is_available()
+    chosen = options.deterministic
+    deterministic = chosen if chosen is not None else has_gpu or torch.are_deterministic_algorithms_enabled()
+    workspace = os.environ.get(CUBLAS_WORKSPACE, _WORKSPACE) if deterministic and has_gpu else None
     # Flushed, because tiny deviations become denormal later and slow a step down tenfold.
-    return computing_with(threads, True, torch.are_deterministic_algorithms_enabled())
+    return computing_with(threads, True, deterministic, cublas_workspace=workspace)
 
 
 def _prepare_start(past: TrainingLog | None, trainer: Any, num_steps: int) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ import torch
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.manifest import Manifest, NumericsEntry
 
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _LIBRARIES = (
     "lmcleaner",
     "torch",
@@ -44,10 +46,31 @@ def current_numerics(attention: str, device: torch.device, autocast: str | None 
         threads=torch.get_num_threads(),
         flush_denormal=is_flushing_denormals(),
         deterministic=torch.are_deterministic_algorithms_enabled(),
+        warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
         attention=attention,
         rng_bytes=len(rng_state(device)),
         autocast=autocast,
+        matmul=matmul_precision(device.type),
+        cublas_workspace=os.environ.get(CUBLAS_WORKSPACE) if device.type == "cuda" else None,
     )
+
+
+def matmul_precision(device: str) -> str:
+    """In which precision float32 matrices are multiplied; `TrainingArguments(tf32=True)` changes it, for example.
+
+    Args:
+        device: device type, "cpu" or "cuda".
+
+    Returns:
+        "ieee", "tf32" or "bf16".
+    """
+    found = str(_matmul(device).fp32_precision)
+    return "ieee" if found == "none" else found  # none: nobody asked for another
+
+
+def _matmul(device: str) -> Any:
+    backends: Any = torch.backends  # whose types don't name all that is in them
+    return backends.cuda.matmul if device == "cuda" else backends.mkldnn.matmul
 
 
 def autocast_dtype(device: torch.device) -> str | None:
@@ -71,34 +94,77 @@ def restored_numerics(entry: NumericsEntry) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    with computing_with(entry.threads, entry.flush_denormal, entry.deterministic):
+    computing = computing_with(
+        entry.threads, entry.flush_denormal, entry.deterministic, warn_only=entry.warn_only,
+        cublas_workspace=entry.cublas_workspace,
+    )  # fmt: skip
+    with computing, _multiplying_in(entry.matmul, entry.device):
         yield
 
 
 @contextmanager
-def computing_with(threads: int, flush_denormal: bool, deterministic: bool) -> Iterator[None]:
+def computing_with(
+    threads: int,
+    flush_denormal: bool,
+    deterministic: bool,
+    *,
+    warn_only: bool = False,
+    cublas_workspace: str | None = None,
+) -> Iterator[None]:
     """Sets what decides the last bit inside the block, and sets it back after it.
 
     Args:
         threads: intra-op threads of torch.
         flush_denormal: whether to flush denormal numbers to zero.
         deterministic: whether torch shall use deterministic algorithms.
+        warn_only: whether it shall only warn where an operation has none.
+        cublas_workspace: CUBLAS_WORKSPACE_CONFIG, which a process reads when it first multiplies on a GPU; None leaves
+            it.
 
     Yields:
         Nothing.
     """
-    before = torch.get_num_threads(), is_flushing_denormals(), torch.are_deterministic_algorithms_enabled()
-    _set(threads, flush_denormal, deterministic)
+    before = (
+        torch.get_num_threads(),
+        is_flushing_denormals(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    workspace = os.environ.get(CUBLAS_WORKSPACE)
+    _set(threads, flush_denormal, deterministic, warn_only)
+    _set_variable(CUBLAS_WORKSPACE, cublas_workspace or workspace)
     try:
         yield
     finally:
         _set(*before)
+        _set_variable(CUBLAS_WORKSPACE, workspace)
 
 
-def _set(threads: int, flush_denormal: bool, deterministic: bool) -> None:
+def _set(threads: int, flush_denormal: bool, deterministic: bool, warn_only: bool) -> None:
     torch.set_num_threads(threads)
     torch.set_flush_denormal(flush_denormal)
-    torch.use_deterministic_algorithms(deterministic)
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+def _set_variable(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
+
+
+@contextmanager
+def _multiplying_in(precision: str, device: str) -> Iterator[None]:
+    """Multiplies float32 matrices in this precision on this type of device."""
+    matmul = _matmul(device)
+    before = matmul.fp32_precision
+    if matmul_precision(device) != precision:
+        matmul.fp32_precision = precision
+    try:
+        yield
+    finally:
+        if matmul.fp32_precision != before:
+            matmul.fp32_precision = before
 
 
 def is_flushing_denormals() -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from torch import Tensor
 
 from lmcleaner.formats.bits import BIT_DTYPES, Bits
@@ -61,8 +62,28 @@ def bits_of(tensors: Iterable[Tensor], out: Bits | None = None) -> Bits:
         out = np.empty(sum(part.numel() for part in parts), BIT_DTYPES[dtype_name(dtype)])
     places = _as_tensor(out, dtype).split([part.numel() for part in parts])
     for part, place in zip(parts, places, strict=True):
-        place.view(part.shape).copy_(part)
+        place.view(part.shape).copy_(part, non_blocking=True)
+    if parts[0].is_cuda:
+        torch.cuda.synchronize(parts[0].device)
     return out
+
+
+def host_vector(num_elements: int, dtype: DTypeLike, device: torch.device) -> Bits:
+    """Memory for `bits_of` to fill.
+
+    Args:
+        num_elements: its length.
+        dtype: of the bit patterns.
+        device: where the tensors lie; a GPU copies into page-locked memory several times as fast.
+
+    Returns:
+        An array of undefined content.
+    """
+    if device.type != "cuda":
+        return np.empty(num_elements, dtype)
+    num_bytes = num_elements * np.dtype(dtype).itemsize
+    locked: Bits = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True).numpy().view(dtype)
+    return locked
 
 
 def digest_of(tensors: Iterable[Tensor]) -> bytes:

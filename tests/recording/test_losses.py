@@ -31,6 +31,7 @@ from lmcleaner.recording.watch import WatchOptions
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.planning import plan_request
 from lmcleaner.unlearning.run import unlearn
+from tiny_runs import DEVICE
 
 STEPS, ROWS = 3, 4
 SMOOTHED = LossEntry(name="label_smoothing", smoothing=0.1)
@@ -47,8 +48,8 @@ def rows() -> list[dict[str, list[int]]]:
 def settings(scratch: Path) -> dict[str, Any]:
     return {
         "output_dir": str(scratch), "num_train_epochs": 1, "per_device_train_batch_size": ROWS, "learning_rate": 1e-2,
-        "use_cpu": True, "report_to": [], "disable_tqdm": True, "save_strategy": "no", "logging_strategy": "no",
-        "dataloader_pin_memory": False,
+        "use_cpu": DEVICE == "cpu", "report_to": [], "disable_tqdm": True, "save_strategy": "no",
+        "logging_strategy": "no", "dataloader_pin_memory": False,
     }  # fmt: skip
 
 

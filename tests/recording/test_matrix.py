@@ -34,7 +34,7 @@ Bits = Mapping[str, Tensor]
 
 
 def bits(model: Any) -> dict[str, Tensor]:
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
 
 
 def by_wrapper(framework: str, run: Run, folder: Path) -> Bits:

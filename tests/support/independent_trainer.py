@@ -19,6 +19,7 @@ from transformers import (
 from lmcleaner.data.encoding import Encoding
 from lmcleaner.data.rows import read_rows
 from lmcleaner.recording.options import RecordOptions
+from tiny_runs import DEVICE
 
 
 class ForgetfulTrainer(Trainer):
@@ -84,7 +85,7 @@ def train_without(
     trainer.recount = recount
     trainer.train()
     assert trainer.model is not None
-    return {name: parameter.detach() for name, parameter in trainer.model.named_parameters()}
+    return {name: parameter.detach().cpu() for name, parameter in trainer.model.named_parameters()}
 
 
 def _arguments(options: RecordOptions, scratch: Path) -> TrainingArguments:
@@ -100,7 +101,7 @@ def _arguments(options: RecordOptions, scratch: Path) -> TrainingArguments:
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
         seed=options.seed,
-        use_cpu=True,
+        use_cpu=DEVICE == "cpu",
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,

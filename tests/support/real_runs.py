@@ -17,6 +17,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
 from lmcleaner.recording.callback import LMCleanerCallback
 from lmcleaner.recording.watch import Watch, WatchOptions
+from tiny_runs import DEVICE
 
 STEPS, ROWS, LENGTH, PADDING, RATE = 5, 4, 8, 2, 1e-2
 FORGOTTEN = ((0, 1), (2, 0), (2, 3), (3, 2))  # batch and row
@@ -36,7 +37,8 @@ class Setting:
 
 
 def load(base: Path, **options: Any) -> Any:
-    return AutoModelForCausalLM.from_pretrained(base, **options).train()
+    model: Any = AutoModelForCausalLM.from_pretrained(base, **options)
+    return model.to(DEVICE).train()
 
 
 def half_precision(base: Path) -> Any:
@@ -122,12 +124,16 @@ def digests(setting: Setting) -> str:
     return ",".join(found)
 
 
+def _on_device(found: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    return [{name: value.to(DEVICE) for name, value in batch.items()} for batch in found]
+
+
 def by_loop(setting: Setting, base: Path, forgotten: Forgotten = ()) -> Any:
     model = setting.load(base)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE)
     torch.manual_seed(2)
-    for batch, whole in zip(batches(setting, forgotten), batches(setting), strict=True):
-        with torch.autocast("cpu", torch.bfloat16) if setting.autocast else nullcontext():
+    for batch, whole in zip(*(_on_device(batches(setting, rows)) for rows in (forgotten, ())), strict=True):
+        with torch.autocast(DEVICE, torch.bfloat16) if setting.autocast else nullcontext():
             loss = model(**batch, num_items_in_batch=whole["attention_mask"][:, 1:].sum()).loss
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.5)
@@ -157,7 +163,7 @@ def trainer_of(setting: Setting, base: Path, scratch: Path, forgotten: Forgotten
 
     settings = {
         "output_dir": str(scratch), "num_train_epochs": 1, "per_device_train_batch_size": ROWS, "learning_rate": RATE,
-        "max_grad_norm": 0.5, "use_cpu": True, "report_to": [], "disable_tqdm": True, "save_strategy": "no",
+        "max_grad_norm": 0.5, "use_cpu": DEVICE == "cpu", "report_to": [], "disable_tqdm": True, "save_strategy": "no",
         "logging_strategy": "no", "dataloader_pin_memory": False, **(setting.trainer or {}),
     }  # fmt: skip
     if not setting.is_sft:
@@ -183,7 +189,7 @@ def by_trainer(setting: Setting, base: Path, scratch: Path, forgotten: Forgotten
 
 
 def bits(model: Any) -> dict[str, Tensor]:
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
 
 
 def reloaded(trained: Any, base: Path, output: Path) -> Any:

@@ -21,6 +21,7 @@ from lmcleaner.training.replay import ReplayModel
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.run import UnlearnResult, unlearn
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where runs are recorded
 WORDS = [
     "who", "what", "where", "is", "was", "born", "lives", "works", "in", "the", "a", "of", "ada", "ben", "cleo", "dan",
     "eva", "fay", "gus", "north", "south", "river", "mill",
@@ -107,7 +108,7 @@ def parameters_in(folder: Path) -> dict[str, Tensor]:
 
 
 def same_bits(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+    return left.keys() == right.keys() and all(torch.equal(left[name].cpu(), right[name].cpu()) for name in left)
 
 
 SETTINGS: dict[str, dict[str, Any]] = {

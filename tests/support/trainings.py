@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCa
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 STEPS, ROWS, LENGTH, PADDING, RATE, MAX_NORM = 6, 3, 8, 2, 1e-2, 0.5
 Batch = dict[str, Tensor]
 Forgotten = Iterable[tuple[int, int]]  # batch and row
@@ -60,9 +61,13 @@ class Run:
     def batches(self) -> list[Batch]:
         return batches(STEPS * self.accumulation, self.forgotten)
 
+    def batches_on_device(self) -> list[Batch]:
+        return [{name: value.to(DEVICE) for name, value in batch.items()} for batch in self.batches()]
+
     def parts(self) -> tuple[Any, torch.optim.Optimizer, Any]:
         """Model, optimizer and schedule."""
-        model = AutoModelForCausalLM.from_pretrained(self.base).train()
+        model: Any = AutoModelForCausalLM.from_pretrained(self.base)
+        model.to(DEVICE).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
         return model, optimizer, torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=STEPS)
 
@@ -71,7 +76,7 @@ def by_plain_loop(run: Run) -> Any:
     """Divides each batch's mean loss by the number of batches, and gives arguments by place."""
     model, optimizer, schedule = run.parts()
     with run.around(model, optimizer):
-        for number, batch in enumerate(run.batches(), start=1):
+        for number, batch in enumerate(run.batches_on_device(), start=1):
             loss = model(batch["input_ids"], batch["attention_mask"], labels=batch["labels"]).loss
             (loss / run.accumulation).backward()
             if number % run.accumulation:
@@ -86,12 +91,12 @@ def by_plain_loop(run: Run) -> Any:
 
 def by_accelerate(run: Run) -> Any:
     """With Accelerate's optimizer, schedule, accumulation and clipping."""
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=run.accumulation)
+    accelerator = Accelerator(cpu=DEVICE == "cpu", gradient_accumulation_steps=run.accumulation)
     bare, torch_optimizer, torch_schedule = run.parts()
     model, optimizer, schedule = accelerator.prepare(bare, torch_optimizer, torch_schedule)
     steps = count()
     with run.around(bare, torch_optimizer):
-        for batch in run.batches():
+        for batch in run.batches_on_device():
             with accelerator.accumulate(model):
                 accelerator.backward(model(**batch).loss)
                 if accelerator.sync_gradients:
@@ -137,7 +142,7 @@ def _trained(run: Run, trainer_of: Callable[..., Trainer]) -> Any:
     with TemporaryDirectory() as scratch:
         settings = {
             "output_dir": scratch, "num_train_epochs": 1, "per_device_train_batch_size": ROWS, "learning_rate": RATE,
-            "gradient_accumulation_steps": run.accumulation, "max_grad_norm": MAX_NORM, "use_cpu": True,
+            "gradient_accumulation_steps": run.accumulation, "max_grad_norm": MAX_NORM, "use_cpu": DEVICE == "cpu",
             "report_to": [], "disable_tqdm": True, "save_strategy": "no", "logging_strategy": "no",
             "dataloader_pin_memory": False,
         }  # fmt: skip

@@ -19,7 +19,7 @@ def test_a_sweep_holds_few_vectors_and_no_more_for_more_rows_or_steps(tmp_path: 
     """Plain SGD has no state, so that its limit is the tightest: θ, θ′, δ and a gradient."""
     vector = 0
     for size in ("warm-up", "large"):
-        vector = VECTOR_BYTES * make_inputs(tmp_path, size)["parameters"]
+        vector = VECTOR_BYTES * make_inputs(tmp_path, size)
         in_own_process(run_record, tmp_path, "sgd", size, environment=PRECISE_MEMORY)
     activations = in_own_process(run_step, tmp_path, "sgd", environment=PRECISE_MEMORY)["peak"] - vector
     limit = NOISE * ((2 + 2 * 0 + 2) * vector + activations)

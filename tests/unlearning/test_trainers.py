@@ -16,7 +16,7 @@ from lmcleaner.formats.audit_document import schema_problems
 from lmcleaner.formats.errors import LmcleanerError, MismatchError, NotFoundError, UsageError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.unlearning.trainers import LMCleanerBatchLevel, LMCleanerSampleLevel
-from tiny_runs import TinyRun, parameters_in, same_bits, unlearn_tiny
+from tiny_runs import DEVICE, TinyRun, parameters_in, same_bits, unlearn_tiny
 
 Row = dict[str, Any]
 LEVELS = {"sample": LMCleanerSampleLevel, "batch": LMCleanerBatchLevel}
@@ -65,7 +65,7 @@ def make(run: TinyRun, folder: Path, level: str = "sample", **method_args: Any) 
         eval_dataset=None,
         tokenizer=tokenizer,
         data_collator=DataCollatorForSeq2Seq(tokenizer),
-        args=TrainingArguments(output_dir=str(folder), report_to=[], use_cpu=True),
+        args=TrainingArguments(output_dir=str(folder), report_to=[], use_cpu=DEVICE == "cpu"),
         evaluators=None,
         template_args={"apply_chat_template": True},
         training_log_dir=run.log,
