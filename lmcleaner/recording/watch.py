@@ -247,7 +247,7 @@ class Watch:
             raise UsageError(
                 f"two optimizers: a {type(optimizer).__name__} takes a step beside the recorded "
                 f"{type(self.recorder.optimizer).__name__}",
-                hint="a log holds the training of one model by one optimizer",
+                hint="a log holds the training of one model by one optimizer; close the callback of one that failed",
             )
 
     def _start_recorder(self, optimizer: torch.optim.Optimizer) -> None:

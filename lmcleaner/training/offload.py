@@ -12,6 +12,7 @@ from lmcleaner.formats.steps import Checkpoint
 from lmcleaner.training.state import Gradient, TrainingState
 
 HOST = torch.device("cpu")
+_OF_DEVICES = {"capturable"}  # what an optimizer can't be on the CPU
 
 
 class OffloadedState(TrainingState):
@@ -35,6 +36,8 @@ class OffloadedState(TrainingState):
         """
         super().__init__(manifest, checkpoint, HOST)
         self._device = device
+        for group, logged in zip(self.optimizer.param_groups, manifest.optimizer.groups, strict=True):
+            group.update({name: logged[name] for name in _OF_DEVICES & logged.keys()})
 
     def _take_step(self, gradient: Gradient) -> None:
         groups = {parameter: group for group in self.optimizer.param_groups for parameter in group["params"]}

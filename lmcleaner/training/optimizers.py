@@ -73,7 +73,8 @@ def build_optimizer(
         entries: the trainable parameters; they say which group each belongs to and where in it.
 
     Returns:
-        An optimizer of the same class whose groups hold the parameters in the run's order.
+        An optimizer of the same class whose groups hold the parameters in the run's order; on the CPU one of a GPU that
+        a graph could capture isn't `capturable`.
 
     Raises:
         UsageError: another class of optimizer.
@@ -85,8 +86,13 @@ def build_optimizer(
             ((e.index, parameter) for e, parameter in zip(entries, parameters, strict=True) if e.group == number),
             key=lambda member: member[0],
         )
-        groups.append({"params": [parameter for _, parameter in members], **_settings(values)})
+        groups.append({"params": [parameter for _, parameter in members], **_settings_on(parameters[0].device, values)})
     return _make(optimizer_kind(entry.name), groups)
+
+
+def _settings_on(device: torch.device, values: Mapping[str, Any]) -> dict[str, Any]:
+    settings = _settings(values)
+    return {**settings, "capturable": False} if device.type == "cpu" and "capturable" in settings else settings
 
 
 def _make(kind: type[torch.optim.Optimizer], groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -148,7 +154,7 @@ def state_vectors(entry: OptimizerEntry) -> float:
         DamagedError: not its hyperparameters.
     """
     large = torch.zeros(256, 256)
-    state = _example_state(optimizer_kind(entry.name), large, _settings(entry.groups[0]))
+    state = _example_state(optimizer_kind(entry.name), large, _settings_on(large.device, entry.groups[0]))
     return sum(value.nbytes for value in state.values() if isinstance(value, Tensor) and value.dim()) / large.nbytes
 
 

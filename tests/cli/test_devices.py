@@ -13,7 +13,7 @@ from lmcleaner.cli.main import app
 from lmcleaner.formats.audit_document import read_audit
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.training.numerics import replay_device, unrestorable
-from tiny_runs import TinyRun, parameters_in, record_tiny, same_bits, unlearn_tiny, write_base_model
+from tiny_runs import DEVICE, TinyRun, parameters_in, record_tiny, same_bits, unlearn_tiny, write_base_model
 
 
 def _run(*arguments: object) -> Result:
@@ -32,11 +32,11 @@ def _commands(run: TinyRun, output: Path) -> dict[str, tuple[object, ...]]:
 
 def test_every_command_computes_where_it_is_told_to(adamw_run: TinyRun, tmp_path: Path) -> None:
     for name, arguments in _commands(adamw_run, tmp_path / "out").items():
-        done = _run(*arguments, "--device", "cpu")
+        done = _run(*arguments, "--device", DEVICE)
         assert done.exit_code == 0, (name, done.output)
     plain: Any = unlearn_tiny(adamw_run, tmp_path / "plain").document
     document = read_audit(tmp_path / "out")
-    assert document["environment"]["device"].startswith("cpu (")
+    assert document["environment"]["device"].startswith(f"{DEVICE} (")
     assert document["environment"]["device"] == plain["environment"]["device"]
     assert same_bits(parameters_in(tmp_path / "out"), parameters_in(tmp_path / "plain"))
 
@@ -52,7 +52,7 @@ def test_a_device_that_is_not_here_is_refused(command: str, device: str, adamw_r
 
 
 def test_on_the_cpu_there_is_nothing_to_offload(adamw_run: TinyRun, tmp_path: Path) -> None:
-    done = _run(*_commands(adamw_run, tmp_path / "out")["unlearn"], "--offload")
+    done = _run(*_commands(adamw_run, tmp_path / "out")["unlearn"], "--offload", "--device", "cpu")
     assert done.exit_code == 2
     assert "expected an accelerator to compute on, found cpu" in done.stderr
     assert not (tmp_path / "out").exists()
@@ -83,7 +83,7 @@ def test_curvature_is_estimated_where_it_is_told_to(adamw_run: TinyRun, tmp_path
 
 def test_another_type_of_device_than_the_runs_is_said(adamw_run: TinyRun) -> None:
     manifest = adamw_run.open().manifest
-    assert unrestorable(manifest, torch.device("cpu")) == []
+    assert unrestorable(manifest, torch.device(DEVICE)) == []
     elsewhere = replace(manifest, numerics=replace(manifest.numerics, device="cuda", device_name="a GPU"))
     (difference,) = unrestorable(elsewhere, torch.device("cpu"))
     assert difference.startswith("device: the run had cuda (a GPU), here is cpu (")

@@ -95,7 +95,7 @@ class WeightedTokens(SFTTrainer):
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         log_probs = model(**inputs, fused_lm_head=True).log_probs
-        return -(log_probs * torch.linspace(1, 2, log_probs.shape[1])).mean()
+        return -(log_probs * torch.linspace(1, 2, log_probs.shape[1]).to(log_probs)).mean()
 
 
 OWN: dict[str, Callable[[Path, Path], TrainingLog]] = {

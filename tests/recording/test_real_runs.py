@@ -35,11 +35,12 @@ from real_runs import (
     by_trainer,
     digests,
     load,
+    on_device,
     record,
     reloaded,
     with_lora,
 )
-from tiny_runs import same_bits, write_base_model
+from tiny_runs import DEVICE, same_bits, write_base_model
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
@@ -80,7 +81,7 @@ def test_only_the_adapter_is_logged_and_the_base_model_is_told_by_its_content(ba
     model = with_lora(base_model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE)
     with Recorder(tmp_path / "log", model, optimizer, RunDescription(model_source=str(base_model), padding_token=2)):
-        for batch in batches(setting):
+        for batch in on_device(batches(setting)):
             model(**batch).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -119,8 +120,8 @@ def test_autocast_must_be_as_it_was_told(base_model: Path, tmp_path: Path) -> No
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     description = RunDescription(model_source=str(base_model), padding_token=PADDING)
     with pytest.raises(UsageError, match="step 0: expected None, found bfloat16"):  # noqa: SIM117
-        with Recorder(tmp_path / "log", model, optimizer, description), torch.autocast("cpu", torch.bfloat16):
-            model(**batches(SETTINGS["autocast"])[0])
+        with Recorder(tmp_path / "log", model, optimizer, description), torch.autocast(DEVICE, torch.bfloat16):
+            model(**on_device(batches(SETTINGS["autocast"]))[0])
     with pytest.raises(UsageError, match="expected bfloat16, found float16"):
         RunDescription(model_source="x", autocast="float16")
 

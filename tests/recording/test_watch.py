@@ -132,11 +132,34 @@ def test_a_trainer_that_fails_can_be_closed(base_model: Path, tmp_path: Path) ->
     assert (log.num_steps, log.commit.finished, log.manifest.planned_steps) == (3, False, STEPS)
 
 
+def test_a_trainer_that_failed_is_closed_when_the_next_one_begins(base_model: Path, tmp_path: Path) -> None:
+    before, callback = hooks_of_torch(), LMCleanerCallback(tmp_path / "failed")
+    for stop in (1, 3):  # within the first step, and with a log
+        with pytest.raises(InterruptedError):
+            by_trainer(Run(base=base_model, accumulation=1, callbacks=(callback, StopAfter(stop, is_early=stop == 1))))
+    by_trainer(Run(base=base_model, accumulation=1, callbacks=(LMCleanerCallback(tmp_path / "log"),)))
+    failed, log = (TrainingLog(tmp_path / name) for name in ("failed", "log"))
+    assert (failed.num_steps, failed.commit.finished) == (3, False)
+    assert (log.num_steps, log.commit.finished) == (STEPS, True)
+    assert hooks_of_torch() == before
+
+
+def test_two_logs_of_one_training_are_refused(base_model: Path, tmp_path: Path) -> None:
+    both = tuple(LMCleanerCallback(tmp_path / name) for name in ("one", "other"))
+    with pytest.raises(UsageError, match=r"one training can't write two logs: found .*one and .*other"):
+        by_trainer(Run(base=base_model, accumulation=1, callbacks=both))
+    both[0].close()
+
+
 class StopAfter(TrainerCallback):
     """Ends a training by an exception."""
 
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
+    def __init__(self, steps: int, *, is_early: bool = False) -> None:
+        self._steps, self._is_early = steps, is_early
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        if self._is_early:
+            raise InterruptedError
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         if state.global_step == self._steps:

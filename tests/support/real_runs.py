@@ -124,7 +124,7 @@ def digests(setting: Setting) -> str:
     return ",".join(found)
 
 
-def _on_device(found: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+def on_device(found: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     return [{name: value.to(DEVICE) for name, value in batch.items()} for batch in found]
 
 
@@ -132,7 +132,7 @@ def by_loop(setting: Setting, base: Path, forgotten: Forgotten = ()) -> Any:
     model = setting.load(base)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE)
     torch.manual_seed(2)
-    for batch, whole in zip(*(_on_device(batches(setting, rows)) for rows in (forgotten, ())), strict=True):
+    for batch, whole in zip(*(on_device(batches(setting, rows)) for rows in (forgotten, ())), strict=True):
         with torch.autocast(DEVICE, torch.bfloat16) if setting.autocast else nullcontext():
             loss = model(**batch, num_items_in_batch=whole["attention_mask"][:, 1:].sum()).loss
         loss.backward()

@@ -3,7 +3,7 @@
 import importlib
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,11 @@ from lmcleaner.training.optimizers import (
     state_vectors,
 )
 from lmcleaner.training.replay import open_replay
+from lmcleaner.training.state import TrainingState
 from lmcleaner.training.vectors import bits_of
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.run import unlearn
-from tiny_runs import parameters_in, record_tiny
+from tiny_runs import TinyRun, parameters_in, record_tiny
 
 STEPS, ROWS, LENGTH = 10, 3, 7
 FORGOTTEN = {(1, 0), (6, 2)}  # step and row
@@ -204,6 +205,21 @@ def test_the_plan_counts_the_vectors_that_an_optimizer_keeps() -> None:
     assert kept(torch.optim.SGD, momentum=0.9) == 1
     assert 0 < kept(torch.optim.Adafactor) < 0.1
     assert kept(optimizer_kind("AdamW8bit")) == pytest.approx(2 / 4, abs=0.05)
+
+
+def test_an_optimizer_that_a_graph_could_capture_on_a_gpu_takes_its_steps_on_the_cpu(adamw_run: TinyRun) -> None:
+    log = adamw_run.open()
+    manifest = log.manifest
+    groups = tuple({**group, "capturable": True} for group in manifest.optimizer.groups)
+    captured = replace(manifest, optimizer=replace(manifest.optimizer, groups=groups))
+    assert state_vectors(captured.optimizer) == state_vectors(manifest.optimizer)
+    states = [TrainingState(m, log.checkpoint(4), torch.device("cpu")) for m in (manifest, captured)]
+    for state in states:
+        state.apply([torch.ones_like(parameter) for parameter in state.parameters], log.step(4).lr)
+    for plain, other in zip(*(state.parameters for state in states), strict=True):
+        assert torch.equal(plain, other)
+    offloaded = OffloadedState(captured, log.checkpoint(4), torch.device("cpu"))
+    assert all(group["capturable"] for group in offloaded.optimizer.param_groups)  # its steps aren't taken here
 
 
 @pytest.mark.parametrize("settings", [{"lr": "fast"}, {"lr": 0.1, "betas": [5, 5]}, {"lr": 0.1, "eps": None}])
