@@ -10,17 +10,22 @@ from statistics import mean
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from lmcleaner.choices import HessianMode
+from lmcleaner.choices import WRITTEN, HessianMode
+from lmcleaner.curvature.estimates import Diagonal, Estimate
 from lmcleaner.curvature.linearized import OPERATORS, curvature_product, predicted_gradient
 from lmcleaner.curvature.segments import ESTIMATED
+from lmcleaner.curvature.stored import load_estimate
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.steps import StepRecord
 from lmcleaner.training.memory import peak_of
 from lmcleaner.training.ranks import vectors_held
+from lmcleaner.training.recorded import RecordedGradients
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.state import TrainingState
 from lmcleaner.training.vectors import global_norm
+from lmcleaner.unlearning.recorded import Recorded
 from lmcleaner.unlearning.trajectory import ReadTrajectory
 from lmcleaner.unlearning.windows import Window
 
@@ -34,7 +39,8 @@ _READ_AHEAD_SECONDS = 0.1  # all that is read ahead is there after that long
 # parameters, one thread. A written mode's step is one without a gradient.
 _CARRIED = {HessianMode.EXACT: 4.0, HessianMode.GGN: 2.8, HessianMode.EMPIRICAL_FISHER: 2.8}
 _PRODUCTS = {HessianMode.GGN: 2.7, HessianMode.EXACT: 3.5}
-_WRITTEN = 0.12
+_STORED = _PRODUCT_OF_WRITTEN = 0.06
+_LOADED = {HessianMode.LOW_RANK: 2.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +53,9 @@ class Costs:
         product_seconds: mode -> a product by itself.
         carry_seconds: an optimizer step.
         read_seconds: the run's next θ, and δ with its norm.
-        written_seconds: a written mode's own part of a step, its curvature and its gradient from the log.
+        stored_seconds: a gradient from the log.
+        written_seconds: a written mode's own product.
+        load_seconds: an estimate of the curvature from the log.
         open_seconds: opening a window at its checkpoint.
         activation_bytes: peak of the tensors that come and go, but for the gradient and what `vectors_held` tells; None
             where nothing was measured.
@@ -58,16 +66,19 @@ class Costs:
     product_seconds: dict[HessianMode, float]
     carry_seconds: float
     read_seconds: float
+    stored_seconds: float
     written_seconds: float
+    load_seconds: float
     open_seconds: float
     activation_bytes: int | None
 
 
-def logged_costs(log: TrainingLog) -> Costs:
+def logged_costs(log: TrainingLog, mode: HessianMode) -> Costs:
     """What the run's own step times let one expect of a machine like that of the run; off by up to a factor of two.
 
     Args:
         log: the training log.
+        mode: how gradients are found.
 
     Returns:
         The costs.
@@ -79,14 +90,23 @@ def logged_costs(log: TrainingLog) -> Costs:
         product_seconds={mode: factor * step for mode, factor in _PRODUCTS.items()},
         carry_seconds=0.03 * step,
         read_seconds=0.02 * step,
-        written_seconds=_WRITTEN * step,
+        stored_seconds=_STORED * step,
+        written_seconds=_PRODUCT_OF_WRITTEN * step,
+        load_seconds=_LOADED.get(mode, 0.0) * step,
         open_seconds=0.0,
         activation_bytes=None,
     )
 
 
 def measure_costs(
-    log: TrainingLog, replay: ReplayModel, windows: Sequence[Window], mode: HessianMode, *, reads_rows: bool
+    log: TrainingLog,
+    replay: ReplayModel,
+    windows: Sequence[Window],
+    mode: HessianMode,
+    rank: int,
+    found: Recorded,
+    *,
+    reads_rows: bool,
 ) -> Costs:
     """Runs each part that a mode needs once to get warm, and then on evenly spaced steps of the windows.
 
@@ -95,6 +115,8 @@ def measure_costs(
         replay: the run's model, with the run's numerics.
         windows: what will be swept.
         mode: how gradients are found.
+        rank: eigenpairs of LOW_RANK.
+        found: what the mode takes from the log.
         reads_rows: whether any gradient or product is computed.
 
     Returns:
@@ -118,13 +140,18 @@ def measure_costs(
         carry_seconds, read_seconds = _carry_seconds(
             log, replay.device, state, trajectory, windows[0], gradient_seconds
         )
+    stored_seconds, written_seconds, load_seconds = (
+        _written_costs(log, replay, windows[0], mode, rank, found, direction) if mode in WRITTEN else (0.0, 0.0, 0.0)
+    )
     return Costs(
         gradient_seconds=gradient_seconds,
         predicted_seconds={mode: seconds.get("predicted", 0.0)},
         product_seconds={estimated: seconds.get("product", 0.0)} if estimated is not None else {},
         carry_seconds=carry_seconds,
         read_seconds=read_seconds,
-        written_seconds=logged_costs(log).written_seconds,
+        stored_seconds=stored_seconds,
+        written_seconds=written_seconds,
+        load_seconds=load_seconds,
         open_seconds=open_seconds,
         activation_bytes=activation_bytes,
     )
@@ -204,6 +231,41 @@ def _carry_seconds(
         carrying.append(_timed(partial(carry, number), device))
         reading.append(_timed(partial(read, number), device))
     return mean(carrying[1:] or carrying), mean(reading[1:] or reading)
+
+
+def _written_costs(
+    log: TrainingLog,
+    replay: ReplayModel,
+    window: Window,
+    mode: HessianMode,
+    rank: int,
+    found: Recorded,
+    direction: list[Tensor],
+) -> tuple[float, float, float]:
+    """Reading a gradient, a product, and reading an estimate.
+
+    Where the estimate is yet to be made, a diagonal stands for it, as often as it would have eigenpairs.
+    """
+    gradients = RecordedGradients(log, replay)
+    steps = [number for number in range(window.start, window.end) if number in found.gradients][: _STEPS + 1]
+    stored = [_timed(partial(gradients.unclipped, number), replay.device) for number in steps]
+    loaded: list[Estimate] = []
+    load_seconds = 0.0
+    if found.curvature:
+        load_seconds = _timed(
+            lambda: loaded.append(load_estimate(log, found.curvature[0], rank, replay.device)), replay.device
+        )
+    estimate = loaded[0] if loaded else Diagonal(direction)
+    times = 2 * rank if mode is HessianMode.LOW_RANK and not loaded else 1
+
+    def multiply() -> None:
+        for _ in range(times):
+            product = estimate @ direction
+        for part, other in zip(product, direction, strict=True):
+            part.add_(other).sub_(other)  # the damping, and the difference of the gradients
+
+    products = [_timed(multiply, replay.device) for _ in range(_STEPS)]
+    return mean(stored[1:] or stored or [0.0]), mean(products[1:]), load_seconds
 
 
 def _timed(compute: Callable[[], object], device: torch.device) -> float:

@@ -38,6 +38,7 @@ class Plan:
         without_autocast: whether curvature is computed without the autocast that the run trained under.
         updates: codec of the updates that θ is read from.
         bytes_to_read: bytes on disk of checkpoints, updates, and recorded gradients and curvature.
+        is_bound: whether a window may end earlier, so that steps, gradients, products and seconds are the most.
         seconds: expected, from costs measured on this machine, or from the logged step times.
         parameter_memory_bytes: peak of what has the size of the parameters; activations come on top.
         activation_bytes: peak of what comes and goes in a step; None where it was not measured.
@@ -53,6 +54,7 @@ class Plan:
     without_autocast: bool
     updates: str
     bytes_to_read: int
+    is_bound: bool
     seconds: float
     parameter_memory_bytes: int
     activation_bytes: int | None
@@ -109,7 +111,7 @@ def make_plan(
     estimates = sum(_estimate_products(log, window, mode, rank) for window in windows) if not found.curvature else 0
     gradients_read = (found.given & {*lead_in}) | (found.gradients & carried)
     reads_rows = plain + gradients > 0
-    costs = _costs(log, replay, windows, mode, reads_rows=reads_rows)
+    costs = _costs(log, replay, windows, mode, rank, found, reads_rows=reads_rows)
     kept = _kept_bytes(log, propagation, is_replayed=replayed > 0, is_sampled=is_linearized and bool(sampled))
     passing = _passing_bytes(log, mode, rank, found) + _summed_bytes(log, windows[0], reads_rows=reads_rows)
     is_offloaded = replay is not None and replay.offload
@@ -127,9 +129,11 @@ def make_plan(
         without_autocast=log.manifest.numerics.autocast is not None and mode in {*OPERATORS, *ESTIMATED},
         updates=log.manifest.updates,
         bytes_to_read=_bytes_to_read(log, windows, reads, found, gradients_read),
+        is_bound=not is_end_fixed,
         seconds=_seconds(
             costs, mode, plain=plain, gradients=gradients, estimates=estimates,
             taken=len(lead_in) + len(carried), carried=len(carried), read=sum(map(len, reads)), windows=len(windows),
+            stored=len(gradients_read), loaded=_segments_reached(log, windows, found),
         ),
         parameter_memory_bytes=passing + (_moved_bytes(log, is_replayed=replayed > 0) if is_offloaded else kept),
         activation_bytes=costs.activation_bytes,
@@ -138,12 +142,19 @@ def make_plan(
 
 
 def _costs(
-    log: TrainingLog, replay: ReplayModel | None, windows: Sequence[Window], mode: HessianMode, *, reads_rows: bool
+    log: TrainingLog,
+    replay: ReplayModel | None,
+    windows: Sequence[Window],
+    mode: HessianMode,
+    rank: int,
+    found: Recorded,
+    *,
+    reads_rows: bool,
 ) -> Costs:
     if replay is None:
-        return logged_costs(log)
+        return logged_costs(log, mode)
     with restored_numerics(log.manifest.numerics):
-        return measure_costs(log, replay, windows, mode, reads_rows=reads_rows)
+        return measure_costs(log, replay, windows, mode, rank, found, reads_rows=reads_rows)
 
 
 def _seconds(
@@ -157,6 +168,8 @@ def _seconds(
     carried: int,
     read: int,
     windows: int,
+    stored: int,
+    loaded: int,
 ) -> float:
     """Gradients beside the carried steps', the carried steps', products of estimates, and what every step takes."""
     total = plain * costs.gradient_seconds + taken * costs.carry_seconds
@@ -165,7 +178,7 @@ def _seconds(
         return total + carried * costs.predicted_seconds[mode]
     total += gradients * costs.gradient_seconds
     if mode in WRITTEN:
-        total += taken * costs.written_seconds
+        total += carried * costs.written_seconds + stored * costs.stored_seconds + loaded * costs.load_seconds
     return total + (estimates * costs.product_seconds[ESTIMATED[mode]] if estimates else 0.0)
 
 
@@ -203,7 +216,7 @@ def plan_lines(
         f"{counted(len(forget_set.digests), 'sample')}, {counted(forget_set.num_occurrences, 'occurrence')} in "
         f"{counted(len(forget_set.steps), 'step')}; {counted(len(windows), 'window')} ({spans}); {plan.mode}: "
         f"{counted(plan.gradients, 'gradient')}, {counted(plan.products, 'product')}, "
-        f"{plan.bytes_to_read / 1e6:.1f} MB to read, about {plan.seconds:.0f} s, "
+        f"{plan.bytes_to_read / 1e6:.1f} MB to read, {'up to' if plan.is_bound else 'about'} {plan.seconds:.0f} s, "
         f"{_memory(plan)}"
     )
     if plan.data_free:
@@ -262,13 +275,17 @@ def _bytes_to_read(
     num_checkpoints = len(windows) + 1 + sum(step + 1 in log.commit.checkpoints for step in unread)
     per_gradient = sizes[GRADIENTS] / max(1, len(log.tree.rows_of(GRADIENTS, log.commit)))
     per_estimate = sizes[CURVATURE] / max(1, len(log.commit.curvature))
+    of_curvature = per_gradient * len(gradients) + per_estimate * _segments_reached(log, windows, found)
+    return int(per_step * num_updates + per_checkpoint * num_checkpoints + of_curvature)
+
+
+def _segments_reached(log: TrainingLog, windows: Sequence[Window], found: Recorded) -> int:
+    """Recorded estimates that the windows' deviations meet."""
     stops = [*found.curvature[1:], log.num_steps]
-    reached = [
+    return sum(
         any(w.first < stop and start < w.end for w in windows)
         for start, stop in zip(found.curvature, stops, strict=False)
-    ]
-    of_curvature = per_gradient * len(gradients) + per_estimate * sum(reached)
-    return int(per_step * num_updates + per_checkpoint * num_checkpoints + of_curvature)
+    )
 
 
 def _passing_bytes(log: TrainingLog, mode: HessianMode, rank: int, found: Recorded) -> int:

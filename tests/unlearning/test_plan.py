@@ -5,13 +5,17 @@ from typing import Any
 
 import pytest
 
-from lmcleaner.choices import HessianMode
+from lmcleaner.choices import DEFAULT_RANK, HessianMode, Steps
 from lmcleaner.training.numerics import restored_numerics
 from lmcleaner.unlearning.costs import logged_costs, measure_costs, padded_tokens
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.planning import plan_request
+from lmcleaner.unlearning.recorded import Recorded, find_recorded
+from lmcleaner.unlearning.run import resolve_request, unlearn
 from lmcleaner.unlearning.windows import windows_in
 from tiny_runs import TinyRun, record_tiny, unlearn_tiny
+
+NOTHING = Recorded(gradients=frozenset(), given=frozenset(), curvature=())
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +63,38 @@ def test_a_second_derivative_costs_more_memory_than_a_gradient(run: TinyRun) -> 
     windows = windows_in(log, [3], None)
     with restored_numerics(log.manifest.numerics):
         plain, exact = (
-            measure_costs(log, replay, windows, mode, reads_rows=True)
+            measure_costs(log, replay, windows, mode, DEFAULT_RANK, NOTHING, reads_rows=True)
             for mode in (HessianMode.SECANT, HessianMode.EXACT)
         )
-        nothing = measure_costs(log, replay, windows, HessianMode.FISHER, reads_rows=False)
+        nothing = measure_costs(log, replay, windows, HessianMode.FISHER, DEFAULT_RANK, NOTHING, reads_rows=False)
     assert plain.activation_bytes is not None
     assert exact.activation_bytes is not None
     assert exact.activation_bytes > plain.activation_bytes > 0
     assert nothing.activation_bytes == 0
-    assert logged_costs(log).activation_bytes is None
+    assert logged_costs(log, HessianMode.EXACT).activation_bytes is None
+
+
+def test_what_a_written_mode_reads_is_timed_where_the_log_holds_it(base_model: Path, tmp_path: Path) -> None:
+    run = record_tiny(base_model, tmp_path, gradients="lossless", curvature="low_rank", rank=2)
+    log, replay = run.open(), run.replay_model()
+    options = UnlearnOptions(forget=log.step(3).samples[0].digest.hex(), output=None, dry_run=True, K=None)
+    forget_set, windows = resolve_request(log, options)
+    found = find_recorded(log, forget_set, HessianMode.LOW_RANK, 2)
+    with restored_numerics(log.manifest.numerics):
+        read, made = (
+            measure_costs(log, replay, windows, HessianMode.LOW_RANK, 2, recorded, reads_rows=True)
+            for recorded in (found, NOTHING)
+        )
+    assert min(read.stored_seconds, read.written_seconds, read.load_seconds, made.written_seconds) > 0
+    assert (made.stored_seconds, made.load_seconds) == (0.0, 0.0)
+
+
+def test_a_plan_of_windows_that_may_end_earlier_says_that_it_is_the_most(run: TinyRun) -> None:
+    expected: dict[Steps, str] = {"auto": "up to", None: "about"}
+    for steps, wording in expected.items():
+        found = unlearn(run.log, UnlearnOptions(forget="forget", output=None, dry_run=True, K=steps, ledger=False))
+        assert found.plan.is_bound is (steps == "auto")
+        assert any(f"MB to read, {wording} " in line for line in found.lines)
 
 
 def test_tokens_are_counted_with_their_padding(run: TinyRun) -> None:
