@@ -100,6 +100,19 @@ def check_curvature(manifest: Manifest) -> None:
         )
 
 
+def balances_experts(module: nn.Module, manifest: Manifest) -> bool:
+    """Whether the loss balances the load of a mixture of experts, in which rows without labels take part as well.
+
+    Args:
+        module: the run's model.
+        manifest: what the log says of the run.
+    """
+    config = getattr(module, "config", None)
+    own = getattr(config, "output_router_logits", False)
+    asked = manifest.model.forward_arguments.get("output_router_logits", own)
+    return bool(asked and getattr(config, "router_aux_loss_coef", 0))
+
+
 def _trl() -> Any:
     try:
         return import_module("trl.trainer.utils")

@@ -15,6 +15,8 @@ from lmcleaner.training.adapters import add_adapter, load_adapter
 from lmcleaner.training.fingerprint import model_fingerprint
 from lmcleaner.training.vectors import torch_dtype
 
+_TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "special_tokens")
+
 
 def load_model(source: str, dtype: torch.dtype, attention: str | None = None) -> Any:
     """A causal language model with its weights, on the CPU.
@@ -60,6 +62,16 @@ def load_tokenizer(source: str) -> Any:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _not_loadable(source, error) from error
+
+
+def holds_tokenizer(source: str) -> bool:
+    """Whether a tokenizer can be expected there: of a hub name always, of a folder if it has a file of one.
+
+    Args:
+        source: folder or hub name.
+    """
+    folder = Path(source)
+    return not folder.is_dir() or any(file.name.startswith(_TOKENIZER_FILES) for file in folder.iterdir())
 
 
 def load_base_model(manifest: Manifest, source: str | None = None) -> nn.Module:

@@ -24,9 +24,9 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.store import Store
 from lmcleaner.output import atomic_folder, check_free
 from lmcleaner.progress import Progress, Silent
-from lmcleaner.training.losses import check_curvature
+from lmcleaner.training.losses import balances_experts, check_curvature
 from lmcleaner.training.memory import PeakMemory
-from lmcleaner.training.models import load_tokenizer
+from lmcleaner.training.models import holds_tokenizer, load_tokenizer
 from lmcleaner.training.numerics import replay_device, restored_numerics, unrestorable
 from lmcleaner.training.replay import ReplayModel, open_replay
 from lmcleaner.unlearning.choosing import Trial, cheaper_modes, choose_mode
@@ -44,6 +44,11 @@ from lmcleaner.unlearning.setting import Setting
 from lmcleaner.unlearning.sweep import sweep
 from lmcleaner.unlearning.verdict import foreseen_reasons, reasons_against
 from lmcleaner.unlearning.windows import Window, windows_in
+
+_BALANCED = (
+    "the run's loss holds the router's auxiliary loss: the rows of padding that stand for forgotten ones take part in "
+    "it, and no curvature knows of it"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +113,8 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
             check_free(options.output)
         memory = PeakMemory(replay_device(log.manifest, options.device))
         replay = open_replay(log.manifest, options.model, options.device, offload=options.offload)
+        if forget_set.masked and balances_experts(replay.module, log.manifest):
+            progress.say(_BALANCED)
         trials: tuple[Trial, ...] = ()
         if options.tolerance is not None and not options.dry_run:
             options, trials = choose_mode(log, replay, forget_set, windows, options, progress)
@@ -206,15 +213,24 @@ def _unlearned(
     for difference in unrestorable(log.manifest, replay.device):
         progress.say(f"replay may differ in the last bits: {difference}")
     assert options.output is not None
+    tokenizer = _find_tokenizer(options.model or log.manifest.model.source, progress)
     with restored_numerics(log.manifest.numerics), keeping_states(options.output, options.keep_states) as keeper:
         document, unlearned = _run(log, replay, planned, trials, keeper, memory, options, progress)
         if not options.redact:
-            return _write(desk, replay, unlearned, document, forget_set, keeper, options)
+            return _write(desk, replay, unlearned, document, forget_set, tokenizer, keeper, options.output)
         wanted = Counterfactual(log=log, replay=replay, forget_set=forget_set, denominator=options.denominator)
         with redaction(wanted, unlearned, progress) as prepared:
-            document = _write(desk, replay, unlearned, document, forget_set, keeper, options)
+            document = _write(desk, replay, unlearned, document, forget_set, tokenizer, keeper, options.output)
             prepared.commit(sha256_hex(encode_audit(document)), read_ledger(log))
     return document
+
+
+def _find_tokenizer(source: str, progress: Progress) -> Any:
+    """The base model's tokenizer, for the output; None, and said, where its folder holds none."""
+    if holds_tokenizer(source):
+        return load_tokenizer(source)
+    progress.say(f"no tokenizer beside the base model, so none beside the unlearned one: {source}")
+    return None
 
 
 def _run(
@@ -265,17 +281,17 @@ def _write(
     unlearned: Sequence[Tensor],
     document: Document,
     forget_set: ForgetSet,
+    tokenizer: Any,
     keeper: StateKeeper,
-    options: UnlearnOptions,
+    output: Path,
 ) -> Document:
     """Writes the output folder and enters its requests; the audit document as it was written."""
-    assert options.output is not None
-    source = options.model or desk.log.manifest.model.source
     # Left in the other order: the folder gets its name, then the prepared entry becomes one, then the lock is released.
-    with ExitStack() as held, atomic_folder(options.output) as folder:
+    with ExitStack() as held, atomic_folder(output) as folder:
         replay.point_to(unlearned)
         replay.module.save_pretrained(folder)  # type: ignore[operator]
-        load_tokenizer(source).save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
         keeper.move_to(folder)
         document, failure = desk.prepare(document | {FILES: file_digests(folder)}, forget_set, held)
         content = encode_audit(document)
@@ -283,5 +299,5 @@ def _write(
         for place, own in request_documents(document, sha256_hex(content)).items():
             write_audit(folder / place, encode_audit(own))
     if failure is not None:
-        raise not_entered(failure, options.output, desk.log.location)
+        raise not_entered(failure, output, desk.log.location)
     return document
