@@ -20,7 +20,7 @@ from lmcleaner.cli.record import record
 from lmcleaner.cli.run import run
 from lmcleaner.cli.shared import ScriptCommand, script_of
 from lmcleaner.cli.unlearn import unlearn
-from lmcleaner.formats.errors import LmcleanerError, ResourceError
+from lmcleaner.formats.errors import LmcleanerError, memory_shortage
 
 BUG = 70
 INTERRUPTED = 130
@@ -86,8 +86,8 @@ def _with_exit_codes(command: Callable[..., None]) -> Callable[..., None]:
 
 def _unexpected(error: Exception, *, as_json: bool) -> int:
     """Exit code of an error that no code of ours raised on purpose."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        shortage = ResourceError(f"out of memory: {error}", hint="use a smaller model or batch, or another mode")
+    shortage = memory_shortage(error)
+    if shortage is not None:
         print_error(shortage, as_json=as_json)
         return shortage.exit_code
     if type(error).__module__.startswith("typer."):

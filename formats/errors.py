@@ -103,3 +103,14 @@ class ResourceError(LmcleanerError, OSError):
 
     kind = "out-of-resources"
     exit_code = 30
+
+
+def memory_shortage(error: BaseException) -> ResourceError | None:
+    """What to raise for Python's or torch's error that memory ran out; None for any other.
+
+    Args:
+        error: what was raised.
+    """
+    if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+        return None
+    return ResourceError(f"out of memory: {error}", hint="use a smaller model or batch, or another mode")

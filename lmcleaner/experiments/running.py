@@ -12,7 +12,13 @@ from lmcleaner.choices import CurvatureKind
 from lmcleaner.experiments.description import Cell, Experiments, Recording
 from lmcleaner.experiments.results import Row, Summary, finished, measured, write_result, write_summary
 from lmcleaner.formats.audit_document import AUDIT_FILE
-from lmcleaner.formats.errors import InsufficientLogError, LmcleanerError, MismatchError, NotFoundError
+from lmcleaner.formats.errors import (
+    InsufficientLogError,
+    LmcleanerError,
+    MismatchError,
+    NotFoundError,
+    memory_shortage,
+)
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.store import storage_errors
 from lmcleaner.progress import Progress, Silent
@@ -59,6 +65,9 @@ def _attempt(work: Callable[[], Done], progress: Progress) -> tuple[Done | None,
         return None, error
     except Exception as error:  # whatever befell this cell, the others go on, and the exit code says so
         progress.say(traceback.format_exc())
+        shortage = memory_shortage(error)
+        if shortage is not None:
+            return None, shortage
         unexpected = LmcleanerError(f"unexpected: {type(error).__name__}: {error}")
         unexpected.__cause__ = error
         return None, unexpected

@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner, Result
 
 from lmcleaner.choices import Rounding
 from lmcleaner.cli.main import app
-from lmcleaner.experiments import running
 from lmcleaner.experiments.description import read_experiments
-from lmcleaner.formats.errors import LmcleanerError, MismatchError, NotFoundError, UsageError
+from lmcleaner.experiments.running import run_experiments
+from lmcleaner.formats.errors import LmcleanerError, MismatchError, NotFoundError, ResourceError, UsageError
 from lmcleaner.formats.reader import TrainingLog
-from lmcleaner.progress import Progress, Silent
+from lmcleaner.progress import Silent
 from lmcleaner.recording.training import record
-from lmcleaner.unlearning.options import UnlearnOptions
-from lmcleaner.unlearning.run import UnlearnResult, unlearn
 from tiny_runs import TinyRun, parameters_in, rows, same_bits, unlearn_tiny, write_rows
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -113,31 +112,47 @@ def test_a_failed_cell_is_reported_and_the_others_go_on(adamw_run: TinyRun, tmp_
     assert same_bits(parameters_in(tmp_path / "saves/unlearn/some_two"), parameters_in(tmp_path / "expected"))
 
 
+class Failing(Silent):
+    """Raises an error when the first sweep begins, as a bug or a machine would, and keeps what is said."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error: Exception | None = error
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    def begin(self, what: str, total: int) -> None:
+        if what == "unlearning" and self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (ZeroDivisionError("as a bug would"), LmcleanerError, "unexpected: ZeroDivisionError: as a bug would"),
+        (MemoryError("no page left"), ResourceError, "out of memory: no page left"),
+        (torch.OutOfMemoryError("no block left"), ResourceError, "out of memory: no block left"),
+    ],
+    ids=["a bug", "the machine's memory", "an accelerator's"],
+)
 def test_an_unexpected_error_of_a_cell_is_told_with_its_traceback_and_the_others_go_on(
-    adamw_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, kind: type[LmcleanerError], message: str, adamw_run: TinyRun, tmp_path: Path
 ) -> None:
     file = tmp_path / "some.yaml"
     file.write_text(
         f"saves: {tmp_path}/saves\nunlearn: {{training_log_dir: {adamw_run.log}, hessian_mode: secant, K: all}}\n"
         "requests:\n- {name: broken, forget: forget}\n- {name: two, forget: forget}\n"
     )
-
-    def broken(log: str, options: UnlearnOptions, progress: Progress) -> UnlearnResult:
-        if "some_broken" in str(options.output):
-            raise ZeroDivisionError("as a bug would")
-        return unlearn(log, options, progress)
-
-    monkeypatch.setattr(running, "unlearn", broken)
-    done = run(file)
-    assert done.exit_code == LmcleanerError.exit_code == 70
-    assert "failed   some_broken: unexpected: ZeroDivisionError: as a bug would" in done.stdout
-    assert "Traceback (most recent call last)" in done.stderr
+    failing = Failing(error)
+    assert run_experiments(read_experiments(file), failing).exit_code == kind.exit_code
+    assert any("Traceback (most recent call last)" in line for line in failing.lines)
     cells = json.loads((tmp_path / "saves/experiments/some/summary.json").read_text())["cells"]
     assert [cell["state"] for cell in cells] == ["failed", "finished"]
-    assert "in broken\n" in cells[0]["traceback"]
-    assert run(file, "--quiet").exit_code == 70  # the finished one isn't repeated
-    monkeypatch.undo()
-    assert run(file, "--quiet").exit_code == 0
+    assert (cells[0]["error"], cells[0]["kind"]) == (message, kind.kind)
+    assert ("in begin\n" in cells[0].get("traceback", "")) is (kind is LmcleanerError)  # of what nobody foresaw
+    assert run(file, "--quiet").exit_code == 0  # the finished one isn't repeated
 
 
 REFUSED: dict[str, tuple[str, str, str]] = {
