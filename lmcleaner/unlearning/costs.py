@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lmcleaner.choices import WRITTEN, HessianMode
+from lmcleaner.choices import WRITTEN, HessianMode, Propagation
 from lmcleaner.curvature.estimates import Diagonal, Estimate
 from lmcleaner.curvature.linearized import OPERATORS, curvature_product, predicted_gradient
 from lmcleaner.curvature.segments import ESTIMATED
@@ -38,7 +38,7 @@ _READ_AHEAD_SECONDS = 0.1  # all that is read ahead is there after that long
 # What a carried step takes as a multiple of a training step, and a product by itself; measured on a Llama of 260,000
 # parameters, one thread. A written mode's step is one without a gradient.
 _CARRIED = {HessianMode.EXACT: 4.0, HessianMode.GGN: 2.8, HessianMode.EMPIRICAL_FISHER: 2.8}
-_PRODUCTS = {HessianMode.GGN: 2.7, HessianMode.EXACT: 3.5}
+_PRODUCTS = {HessianMode.GGN: 2.7, HessianMode.EXACT: 3.5, HessianMode.EMPIRICAL_FISHER: 2.7}
 _STORED = _PRODUCT_OF_WRITTEN = 0.06
 _LOADED = {HessianMode.LOW_RANK: 2.0}
 
@@ -105,6 +105,7 @@ def measure_costs(
     mode: HessianMode,
     rank: int,
     found: Recorded,
+    propagation: Propagation = Propagation.OPTIMIZER,
     *,
     reads_rows: bool,
 ) -> Costs:
@@ -117,6 +118,7 @@ def measure_costs(
         mode: how gradients are found.
         rank: eigenpairs of LOW_RANK.
         found: what the mode takes from the log.
+        propagation: the paper's form takes products by themselves.
         reads_rows: whether any gradient or product is computed.
 
     Returns:
@@ -128,12 +130,13 @@ def measure_costs(
     open_seconds = time.perf_counter() - started
     here = [parameter.detach().to(replay.device, copy=True) for parameter in state.parameters]
     direction = [1e-3 * parameter for parameter in here]
-    estimated = ESTIMATED.get(mode)
+    is_predicted = mode in OPERATORS and propagation is Propagation.OPTIMIZER
+    multiplied = mode if mode in OPERATORS and not is_predicted else ESTIMATED.get(mode)
     parts: dict[str, Callable[[StepRecord], object]] = {"gradient": lambda step: replay.gradient(step, here)}
-    if mode in OPERATORS:
+    if is_predicted:
         parts["predicted"] = lambda step: predicted_gradient(replay, mode, step, here, direction, 0.0)
-    if estimated is not None:
-        parts["product"] = lambda step: curvature_product(replay, estimated, step, here, direction, 0.0)
+    if multiplied is not None:
+        parts["product"] = lambda step: curvature_product(replay, multiplied, step, here, direction, 0.0)
     seconds, activation_bytes = _parts_cost(log, replay, windows, parts) if reads_rows else ({}, 0)
     gradient_seconds = seconds.get("gradient", 0.0)
     with closing(trajectory):
@@ -146,7 +149,7 @@ def measure_costs(
     return Costs(
         gradient_seconds=gradient_seconds,
         predicted_seconds={mode: seconds.get("predicted", 0.0)},
-        product_seconds={estimated: seconds.get("product", 0.0)} if estimated is not None else {},
+        product_seconds={multiplied: seconds.get("product", 0.0)} if multiplied is not None else {},
         carry_seconds=carry_seconds,
         read_seconds=read_seconds,
         stored_seconds=stored_seconds,

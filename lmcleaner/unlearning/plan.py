@@ -1,12 +1,11 @@
 """What a request will cost, told before the model is touched."""
 
-from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lmcleaner.choices import DEFAULT_RANK, WRITTEN, HessianMode, Propagation
 from lmcleaner.curvature.linearized import OPERATORS
-from lmcleaner.curvature.segments import ESTIMATED, num_products
+from lmcleaner.curvature.segments import ESTIMATED
 from lmcleaner.formats.bits import BIT_DTYPES
 from lmcleaner.formats.layout import CURVATURE, GRADIENTS, UPDATES
 from lmcleaner.formats.reader import TrainingLog
@@ -14,14 +13,13 @@ from lmcleaner.formats.wording import counted
 from lmcleaner.training.numerics import restored_numerics
 from lmcleaner.training.optimizers import state_vectors
 from lmcleaner.training.ranks import vectors_held
-from lmcleaner.training.recorded import exact_steps
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.unlearning.costs import Costs, logged_costs, measure_costs
+from lmcleaner.unlearning.counting import Counts, count_sweep
 from lmcleaner.unlearning.recorded import Recorded, find_recorded, is_data_free
 from lmcleaner.unlearning.request import ForgetSet
-from lmcleaner.unlearning.sampling import block_steps
-from lmcleaner.unlearning.settling import looks, marks
-from lmcleaner.unlearning.windows import Window, read_steps, replayed_steps
+from lmcleaner.unlearning.settling import looks
+from lmcleaner.unlearning.windows import Window, read_steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,50 +93,35 @@ def make_plan(
         The plan.
     """
     found = find_recorded(log, forget_set, mode, rank)
-    lead_in = [step for window in windows for step in range(window.start, window.first)]
-    carried = {step for window in windows for step in range(window.first, window.end)} - forget_set.skipped
-    is_linearized = mode is not HessianMode.SECANT
-    replayed = _replayed(log, windows) if is_linearized else 0
-    free = [is_data_free(log, forget_set, window, mode, rank) for window in windows]
-    measured = [window for window, is_free in zip(windows, free, strict=True) if is_linearized and not is_free]
-    undeviated = {window.first for window in windows}
-    marked = {step for window in measured for step in marks(window, is_end_fixed=is_end_fixed)}
-    marked -= undeviated | forget_set.skipped
-    sampled = {step for window in windows for block in block_steps(window, oracle_sample) for step in block}
-    plain = sum(step not in found.given for step in lead_in) + len(marked) + (0 if exact_steps(log) else replayed)
-    plain += len(sampled - forget_set.skipped) if is_linearized else 0
-    gradients = len(carried - found.gradients)
-    estimates = sum(_estimate_products(log, window, mode, rank) for window in windows) if not found.curvature else 0
-    gradients_read = (found.given & {*lead_in}) | (found.gradients & carried)
-    reads_rows = plain + gradients > 0
-    costs = _costs(log, replay, windows, mode, rank, found, reads_rows=reads_rows)
-    kept = _kept_bytes(log, propagation, is_replayed=replayed > 0, is_sampled=is_linearized and bool(sampled))
-    passing = _passing_bytes(log, mode, rank, found) + _summed_bytes(log, windows[0], reads_rows=reads_rows)
-    is_offloaded = replay is not None and replay.offload
+    counts = count_sweep(
+        log, forget_set, windows, mode, rank, found,
+        propagation=propagation, oracle_sample=oracle_sample, is_end_fixed=is_end_fixed,
+    )  # fmt: skip
+    costs = _costs(log, replay, windows, mode, rank, found, propagation, reads_rows=counts.reads_rows)
+    is_replayed, is_offloaded = counts.replayed > 0, replay is not None and replay.offload
+    kept = _kept_bytes(log, propagation, is_replayed=is_replayed, is_sampled=counts.sampled > 0)
+    passing = _passing_bytes(log, mode, rank, found) + _summed_bytes(log, windows[0], reads_rows=counts.reads_rows)
     reads = [
         read_steps(w, log.checkpoint_steps, looks(w, log.checkpoint_steps, mode, is_end_fixed=is_end_fixed))
         for w in windows
     ]
+    loaded = _segments_reached(log, windows, found)
     return Plan(
         mode=mode,
         steps=sum(window.end - window.start for window in windows),
-        gradients=plain + gradients,
-        products=len(carried - undeviated) if mode in OPERATORS else estimates,
-        replayed=replayed,
-        data_free=all(free),
+        gradients=counts.plain + counts.gradients,
+        products=counts.products + counts.estimates,
+        replayed=counts.replayed,
+        data_free=all(is_data_free(log, forget_set, window, mode, rank) for window in windows),
         without_autocast=log.manifest.numerics.autocast is not None and mode in {*OPERATORS, *ESTIMATED},
         updates=log.manifest.updates,
-        bytes_to_read=_bytes_to_read(log, windows, reads, found, gradients_read),
+        bytes_to_read=_bytes_to_read(log, windows, reads, len(counts.stored), loaded),
         is_bound=not is_end_fixed,
-        seconds=_seconds(
-            costs, mode, plain=plain, gradients=gradients, estimates=estimates,
-            taken=len(lead_in) + len(carried), carried=len(carried), read=sum(map(len, reads)), windows=len(windows),
-            stored=len(gradients_read), loaded=_segments_reached(log, windows, found),
-        ),
-        parameter_memory_bytes=passing + (_moved_bytes(log, is_replayed=replayed > 0) if is_offloaded else kept),
+        seconds=_seconds(costs, mode, counts, propagation, sum(map(len, reads)), len(windows), loaded),
+        parameter_memory_bytes=passing + (_moved_bytes(log, is_replayed=is_replayed) if is_offloaded else kept),
         activation_bytes=costs.activation_bytes,
         host_bytes=kept + _vector_bytes(log) if is_offloaded else 0,
-    )  # fmt: skip
+    )
 
 
 def _costs(
@@ -148,38 +131,31 @@ def _costs(
     mode: HessianMode,
     rank: int,
     found: Recorded,
+    propagation: Propagation,
     *,
     reads_rows: bool,
 ) -> Costs:
     if replay is None:
         return logged_costs(log, mode)
     with restored_numerics(log.manifest.numerics):
-        return measure_costs(log, replay, windows, mode, rank, found, reads_rows=reads_rows)
+        return measure_costs(log, replay, windows, mode, rank, found, propagation, reads_rows=reads_rows)
 
 
 def _seconds(
-    costs: Costs,
-    mode: HessianMode,
-    *,
-    plain: int,
-    gradients: int,
-    estimates: int,
-    taken: int,
-    carried: int,
-    read: int,
-    windows: int,
-    stored: int,
-    loaded: int,
+    costs: Costs, mode: HessianMode, counts: Counts, propagation: Propagation, read: int, windows: int, loaded: int
 ) -> float:
     """Gradients beside the carried steps', the carried steps', products of estimates, and what every step takes."""
-    total = plain * costs.gradient_seconds + taken * costs.carry_seconds
+    total = counts.plain * costs.gradient_seconds + counts.steps * costs.carry_seconds
     total += read * costs.read_seconds + windows * costs.open_seconds
+    if mode in OPERATORS and propagation is Propagation.OPTIMIZER:
+        return total + counts.gradients * costs.predicted_seconds[mode]
     if mode in OPERATORS:
-        return total + carried * costs.predicted_seconds[mode]
-    total += gradients * costs.gradient_seconds
+        return total + counts.products * costs.product_seconds[mode]
+    total += counts.gradients * costs.gradient_seconds
     if mode in WRITTEN:
-        total += carried * costs.written_seconds + stored * costs.stored_seconds + loaded * costs.load_seconds
-    return total + (estimates * costs.product_seconds[ESTIMATED[mode]] if estimates else 0.0)
+        total += counts.steps * costs.written_seconds
+        total += len(counts.stored) * costs.stored_seconds + loaded * costs.load_seconds
+    return total + (counts.estimates * costs.product_seconds[ESTIMATED[mode]] if counts.estimates else 0.0)
 
 
 def plan_lines(
@@ -245,22 +221,8 @@ def _memory(plan: Plan) -> str:
     return f"{plan.memory_bytes / 1e6:.1f} MB of memory{host}"
 
 
-def _replayed(log: TrainingLog, windows: Sequence[Window]) -> int:
-    return sum(replayed_steps(window, log.checkpoint_steps, log.readable_steps) for window in windows)
-
-
-def _estimate_products(log: TrainingLog, window: Window, mode: HessianMode, rank: int) -> int:
-    """Of the estimates: one for each stretch between checkpoints, from the first step on that has a deviation."""
-    if mode not in ESTIMATED:
-        return 0
-    ends = sorted({*log.checkpoint_steps, log.num_steps})
-    starts = [window.first + 1, *(step for step in ends if window.first + 1 < step < window.end)]
-    rooms = [ends[bisect_right(ends, start)] - start for start in starts if start < window.end]
-    return sum(num_products(mode, rank, log.manifest.num_elements, room) for room in rooms)
-
-
 def _bytes_to_read(
-    log: TrainingLog, windows: Sequence[Window], reads: Sequence[set[int]], found: Recorded, gradients: Collection[int]
+    log: TrainingLog, windows: Sequence[Window], reads: Sequence[set[int]], gradients: int, estimates: int
 ) -> int:
     """Checkpoints that windows start from and the last one, those at which θ is known again, and updates between.
 
@@ -275,7 +237,7 @@ def _bytes_to_read(
     num_checkpoints = len(windows) + 1 + sum(step + 1 in log.commit.checkpoints for step in unread)
     per_gradient = sizes[GRADIENTS] / max(1, len(log.tree.rows_of(GRADIENTS, log.commit)))
     per_estimate = sizes[CURVATURE] / max(1, len(log.commit.curvature))
-    of_curvature = per_gradient * len(gradients) + per_estimate * _segments_reached(log, windows, found)
+    of_curvature = per_gradient * gradients + per_estimate * estimates
     return int(per_step * num_updates + per_checkpoint * num_checkpoints + of_curvature)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lmcleaner.choices import DEFAULT_RANK, HessianMode, Steps
+from lmcleaner.choices import DEFAULT_RANK, HessianMode, Propagation, Steps
 from lmcleaner.training.numerics import restored_numerics
 from lmcleaner.unlearning.costs import logged_costs, measure_costs, padded_tokens
 from lmcleaner.unlearning.options import UnlearnOptions
@@ -39,7 +39,18 @@ def run(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
 def test_gradients_and_products_are_foreseen(
     options: dict[str, Any], mode: HessianMode, run: TinyRun, tmp_path: Path
 ) -> None:
-    document = unlearn_tiny(run, tmp_path / "out", mode, **options).document
+    assert_foreseen(run, tmp_path / "out", mode, options)
+
+
+@pytest.mark.parametrize("mode", [mode for mode in HessianMode if mode is not HessianMode.SECANT])
+@pytest.mark.parametrize("forget", ["forget", "steps:9"])
+def test_those_of_the_papers_form_are_too(forget: str, mode: HessianMode, run: TinyRun, tmp_path: Path) -> None:
+    options = {"forget": forget, "propagation": Propagation.PAPER, "damping": 0.1}
+    assert_foreseen(run, tmp_path / "out", mode, options)
+
+
+def assert_foreseen(run: TinyRun, output: Path, mode: HessianMode, options: dict[str, Any]) -> None:
+    document = unlearn_tiny(run, output, mode, **options).document
     assert document is not None
     plan, windows = document["plan"], document["windows"]
     assert plan["gradients"] == sum(window["gradients"] for window in windows)
