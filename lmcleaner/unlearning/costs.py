@@ -139,13 +139,12 @@ def measure_costs(
         parts["product"] = lambda step: curvature_product(replay, multiplied, step, here, direction, 0.0)
     seconds, activation_bytes = _parts_cost(log, replay, windows, parts) if reads_rows else ({}, 0)
     gradient_seconds = seconds.get("gradient", 0.0)
-    with closing(trajectory):
-        carry_seconds, read_seconds = _carry_seconds(
-            log, replay.device, state, trajectory, windows[0], gradient_seconds
-        )
     stored_seconds, written_seconds, load_seconds = (
         _written_costs(log, replay, windows[0], mode, rank, found, direction) if mode in WRITTEN else (0.0, 0.0, 0.0)
     )
+    work_seconds = stored_seconds + written_seconds if mode in WRITTEN else gradient_seconds
+    with closing(trajectory):
+        carry_seconds, read_seconds = _carry_seconds(log, replay.device, state, trajectory, windows[0], work_seconds)
     return Costs(
         gradient_seconds=gradient_seconds,
         predicted_seconds={mode: seconds.get("predicted", 0.0)},
@@ -215,9 +214,21 @@ def _carry_seconds(
     state: TrainingState,
     trajectory: ReadTrajectory,
     window: Window,
-    gradient_seconds: float,
+    work_seconds: float,
 ) -> tuple[float, float]:
-    """Carrying and reading: means over the first steps of a window, updates being read ahead during a gradient."""
+    """Carrying and reading: means over the first steps of a window, updates being read ahead while a step is worked at.
+
+    Args:
+        log: the training log.
+        device: where to compute.
+        state: the state at the window's start; is advanced.
+        trajectory: θ from there on.
+        window: the window.
+        work_seconds: what the rest of a step takes.
+
+    Returns:
+        Seconds of both.
+    """
 
     def carry(number: int) -> None:
         step = log.step(number)
@@ -230,10 +241,20 @@ def _carry_seconds(
 
     carrying, reading = list[float](), list[float]()
     for number in range(window.start, min(window.start + 1 + _STEPS, window.end)):
-        time.sleep(min(gradient_seconds, _READ_AHEAD_SECONDS))
+        _work(min(work_seconds, _READ_AHEAD_SECONDS), device)
         carrying.append(_timed(partial(carry, number), device))
         reading.append(_timed(partial(read, number), device))
     return mean(carrying[1:] or carrying), mean(reading[1:] or reading)
+
+
+def _work(seconds: float, device: torch.device) -> None:
+    """Keeps one core busy as a step on the CPU does; one on a GPU leaves it idle."""
+    if device.type != "cpu":
+        time.sleep(seconds)
+        return
+    end, some = time.perf_counter() + seconds, torch.ones(128, 128)
+    while time.perf_counter() < end:
+        torch.mm(some, some)
 
 
 def _written_costs(
