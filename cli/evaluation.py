@@ -3,11 +3,7 @@
 from typing import Any
 
 from lmcleaner.cli.console import print_table, print_text
-
-_GOLDS = {"oracle": "the counterfactual run, replayed", "model": "the model that was given"}
-_ARROWS = {"higher": "↑", "lower": "↓", "gold": "closest to gold"}
-_ANSWERS = {"yes": "what was forgotten CAME BACK, by ", "unclear": "unclear whether it came back, by "}
-_SIDES = {"Before": "before", "LMCleaner": "unlearned", "Gold": "gold"}
+from lmcleaner.evaluation.wording import ARROWS, GOLDS, NOT_REWORDED, SIDES, came_back
 
 Document = dict[str, Any]
 
@@ -17,7 +13,7 @@ def print_evaluation(evaluation: Document) -> None:
     _print_metrics(evaluation["metrics"])
     parts = ", ".join(f"{part['rows']} {name}" for name, part in evaluation["rows"].items())
     print_text(f"rows: {parts}; {evaluation['requested']} of those to forget are in the request")
-    print_text(f"gold: {_GOLDS[evaluation['gold']]}; in brackets: {evaluation['intervals']['level']:.0%} intervals")
+    print_text(f"gold: {GOLDS[evaluation['gold']]}; in brackets: {evaluation['intervals']['level']:.0%} intervals")
     if "deployment" in evaluation:
         _print_deployment(evaluation["metrics"], evaluation["deployment"])
     if "stress" in evaluation:
@@ -29,13 +25,13 @@ def _print_metrics(metrics: Document) -> None:
     rows = [
         {
             "Metric": name,
-            "Better": _ARROWS[metric["direction"]],
-            **{column: _estimate(metric[side]) for column, side in _SIDES.items()},
+            "Better": ARROWS[metric["direction"]],
+            **{column: _estimate(metric[side]) for column, side in SIDES.items()},
             "Closer to gold": metric["closer_to_gold"],
         }
         for name, metric in metrics.items()
     ]
-    print_table(["Metric", "Better", *_SIDES, "Closer to gold"], rows)
+    print_table(["Metric", "Better", *SIDES, "Closer to gold"], rows)
 
 
 def _print_deployment(metrics: Document, deployment: Document) -> None:
@@ -51,14 +47,10 @@ def _print_deployment(metrics: Document, deployment: Document) -> None:
 
 def _returned(rounded: Document) -> str:
     """Whether forgetting came back, and which share of what was to forget is there by each metric."""
-    if rounded["void"] is not None:
-        return str(rounded["void"])
-    found = rounded["returned"]
+    said, found = came_back(rounded), rounded["returned"]
+    if rounded["void"] is not None or not found:
+        return said
     shares = ", ".join(f"{name} {one['exact']:.0%} → {one['rounded']:.0%}" for name, one in found.items())
-    by = {answer: ", ".join(name for name, one in found.items() if one["came_back"] == answer) for answer in _ANSWERS}
-    if not found:
-        return "no metric tells the model before from gold"
-    said = next((f"{text}{by[answer]}" for answer, text in _ANSWERS.items() if by[answer]), "nothing came back")
     return f"{said}; of what was to forget there was and is: {shares}"
 
 
@@ -78,7 +70,7 @@ def _print_relearning(relearning: Document) -> None:
 
 def _print_reworded(reworded: Document | None) -> None:
     if reworded is None:
-        print_text("paraphrased questions: the rows to forget have none")
+        print_text(f"paraphrased questions: {NOT_REWORDED}")
         return
     parts = ", ".join(f"{count} {name}" for name, count in reworded["rows"].items())
     print_text(f"\nparaphrased questions: {parts}")

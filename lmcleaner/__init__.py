@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from lmcleaner.recording.script import record_script
     from lmcleaner.recording.training import RecordResult, record
     from lmcleaner.recording.watch import Watch, WatchOptions
+    from lmcleaner.reporting.audit_page import audit_page
+    from lmcleaner.reporting.log_page import log_page
     from lmcleaner.unlearning.options import Thresholds, UnlearnOptions
     from lmcleaner.unlearning.run import UnlearnResult, unlearn
     from lmcleaner.unlearning.trainers import LMCleanerBatchLevel, LMCleanerSampleLevel
@@ -105,7 +107,9 @@ __all__ = [
     "Watch",
     "WatchOptions",
     "audit_model",
+    "audit_page",
     "find_text",
+    "log_page",
     "prune",
     "read_experiments",
     "record",
@@ -143,6 +147,8 @@ _HOMES = {
     "lmcleaner.recording.script": ("record_script",),
     "lmcleaner.recording.training": ("RecordResult", "record"),
     "lmcleaner.recording.watch": ("Watch", "WatchOptions"),
+    "lmcleaner.reporting.audit_page": ("audit_page",),
+    "lmcleaner.reporting.log_page": ("log_page",),
     "lmcleaner.unlearning.options": ("Thresholds", "UnlearnOptions"),
     "lmcleaner.unlearning.run": ("UnlearnResult", "unlearn"),
     "lmcleaner.unlearning.trainers": ("LMCleanerBatchLevel", "LMCleanerSampleLevel"),

@@ -37,6 +37,17 @@ class ClassicOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PageOptions:
+    """Keys of `audit` that say what is left for people.
+
+    Attributes:
+        html: whether each cell gets a page of what its audit found.
+    """
+
+    html: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
     """A run to record, or a log that is there.
 
@@ -61,6 +72,7 @@ class Cell:
         options: what to remove and how; `output` is where the result goes.
         classic: further keys.
         audit: how the result is checked.
+        page: what is left for people.
         choices: which values of the grid it has, as section.key -> value.
         stated: all that the file says of it, to be compared with what a result was made with.
     """
@@ -70,6 +82,7 @@ class Cell:
     options: UnlearnOptions
     classic: ClassicOptions
     audit: AuditOptions
+    page: PageOptions
     choices: Mapping[str, Any]
     stated: Mapping[str, Any]
 
@@ -91,7 +104,7 @@ class Experiments:
 
 _RECORD = keys_of(RecordOptions, {"output", "overwrite", "resume"})
 _UNLEARN = keys_of(UnlearnOptions, {"output", "dry_run", "redact"}) | keys_of(ClassicOptions)
-_AUDIT = keys_of(AuditOptions)
+_AUDIT = keys_of(AuditOptions) | keys_of(PageOptions)
 _TOP = ("name", "saves", "record", "unlearn", "requests", "audit", "grid")
 _GRID = {"record": _RECORD, "unlearn": _UNLEARN}
 
@@ -200,6 +213,7 @@ def _cell(
         options=built(UnlearnOptions, unlearn, values, places["unlearn"]),
         classic=classic,
         audit=built(AuditOptions, audit, values_for(AuditOptions, audit), places["audit"]),
+        page=built(PageOptions, audit, values_for(PageOptions, audit), places["audit"]),
         choices={f"{section}.{key}": marked.plain for section in chosen for key, marked in chosen[section].items()},
         stated={"record": _plain(record), "unlearn": _plain(unlearn), "audit": _plain(audit)},
     )

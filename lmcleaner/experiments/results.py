@@ -13,6 +13,7 @@ from lmcleaner.formats.audit_document import Document
 from lmcleaner.formats.errors import DamagedError, ExistsError
 
 RESULT = "evals/result.json"
+PAGE = "evals/audit.html"
 SUMMARY = "summary"
 Row = dict[str, Any]
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 from lmcleaner.audit.check import audit_model
 from lmcleaner.choices import CurvatureKind
 from lmcleaner.experiments.description import Cell, Experiments, Recording
-from lmcleaner.experiments.results import Row, Summary, finished, measured, write_result, write_summary
+from lmcleaner.experiments.results import PAGE, Row, Summary, finished, measured, write_result, write_summary
 from lmcleaner.formats.audit_document import AUDIT_FILE
 from lmcleaner.formats.errors import (
     InsufficientLogError,
@@ -26,6 +26,7 @@ from lmcleaner.recording.curvature import CurvatureOptions, record_curvature
 from lmcleaner.recording.options import PLACES, RecordOptions
 from lmcleaner.recording.resume import resumed_options
 from lmcleaner.recording.training import record
+from lmcleaner.reporting.audit_page import audit_page
 from lmcleaner.unlearning.classic import AUDIT_RECORDS, check_batch_size
 from lmcleaner.unlearning.run import unlearn
 
@@ -150,6 +151,8 @@ def _unlearned(cell: Cell, progress: Progress) -> Row:
         for place in (folder / "audit", *([cell.classic.audit_dir] if cell.classic.audit_dir else [])):
             place.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / AUDIT_FILE, Path(place) / AUDIT_RECORDS)
+        if cell.page.html:
+            (folder / PAGE).write_text(audit_page(report, folder, log, named=output), encoding="utf-8")
         write_result(folder, cell, report, row)
         folder.rename(output)
     finally:

@@ -24,6 +24,7 @@ from lmcleaner.reporting.markup import (
 )
 from lmcleaner.reporting.page import Section, make_page
 from lmcleaner.reporting.request_sections import asked, covered, done
+from lmcleaner.reporting.stress_sections import deployment, relearning, reworded
 from lmcleaner.reporting.sweep_sections import deviation, errors, windows
 from lmcleaner.reporting.texts import row_texts
 
@@ -31,7 +32,13 @@ _FIRST_REASONS = 5  # that are read without opening anything
 
 
 def audit_page(
-    report: AuditReport, folder: Path, log_path: str, *, show_text: bool = False, model: str | None = None
+    report: AuditReport,
+    folder: Path,
+    log_path: str,
+    *,
+    show_text: bool = False,
+    model: str | None = None,
+    named: Path | None = None,
 ) -> str:
     """A page of an audit that was made; it names rows by their digests.
 
@@ -41,6 +48,7 @@ def audit_page(
         log_path: the training log.
         show_text: shows the text of the rows as well, as far as the log holds it.
         model: where the base model with its tokenizer lies now, if it moved; for the text.
+        named: where the folder will lie, if it is going to move.
 
     Returns:
         One HTML document that needs nothing beside itself. Of a document that breaks its schema it shows nothing but
@@ -50,12 +58,13 @@ def audit_page(
         NotFoundError: the tokenizer isn't there.
         DamagedError: a row of the log can't be read.
     """
-    sections = [_checks(report), _commands(folder, log_path)]
+    place = named or folder
+    sections = [_checks(report), _commands(place, log_path)]
     if report.checks["schema"] is None:
         log = TrainingLog(log_path)
         texts = row_texts(log, report.document["request"]["samples"][:MAX_ROWS], model) if show_text else None
         sections = [*_document_sections(report, folder, log, texts), *sections]
-    return make_page(f"Audit of {folder.resolve().name}", [_verdict(report)], sections)
+    return make_page(f"Audit of {place.resolve().name}", [_verdict(report)], sections)
 
 
 def _document_sections(
@@ -74,6 +83,9 @@ def _document_sections(
         errors(document, oracle, log.num_steps),
         answers(oracle),
         metrics(evaluation, row_changes(folder, evaluated, texts), is_fresh=report.evaluation is not None),
+        deployment(evaluation),
+        relearning(evaluation),
+        reworded(evaluation),
         _hashes(report, folder),
     ]
 

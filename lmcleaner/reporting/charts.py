@@ -22,6 +22,7 @@ def line_chart(
     lines: Iterable[Sequence[Point]],
     *,
     limit: tuple[str, float] | None = None,
+    beside: tuple[str, Sequence[Point]] | None = None,
     x_range: tuple[float, float] | None = None,
     is_dotted: bool = False,
 ) -> Html:
@@ -31,6 +32,7 @@ def line_chart(
         title: what is shown, with its unit.
         lines: points of each line in the order of their steps; what isn't finite is left out, and said.
         limit: name and value of a dashed line across.
+        beside: name and points of a dashed line that the others are to be seen beside; not with a limit.
         x_range: first and last step of the picture; those of the points without it.
         is_dotted: draws points alone, where nothing is known between them.
 
@@ -38,24 +40,33 @@ def line_chart(
         A figure; nothing without a point.
     """
     given = [list(line) for line in lines]
-    drawn = [[(x, y) for x, y in line if number(y) is not None] for line in given]
+    drawn = [_finite(line) for line in given]
     points = [point for line in drawn for point in line]
     if not points:
         return NOTHING
-    heights = [y for _, y in points] + ([limit[1]] if limit else [])
+    dashed = _finite(beside[1]) if beside else []
+    first, last = x_range or (min(x for x, _ in points + dashed), max(x for x, _ in points + dashed))
+    if limit:
+        dashed = [(first, limit[1]), (last, limit[1])]
+    heights = [y for _, y in points + dashed]
     ticks = _ticks(min(heights), max(heights))
-    first, last = x_range or (min(x for x, _ in points), max(x for x, _ in points))
     scale = _Scale(first, last, ticks[0], ticks[-1])
     paths = (scale.path(line, max(4, POINTS // len(drawn)), is_dotted=is_dotted) for line in drawn)
     is_point = is_dotted or max(map(len, drawn)) == 1
     shapes = [_grid(len(ticks)), tag("path", d="".join(paths), class_="dots" if is_point else "line")]
-    if limit:
-        shapes.append(tag("path", d=scale.path([(first, limit[1]), (last, limit[1])], 4), class_="limit"))
+    if dashed:
+        shapes.append(tag("path", d=scale.path(dashed, POINTS), class_="limit"))
     left_out = sum(map(len, given)) - len(points)
     notes = [f"dashed: {limit[0]} {shown(limit[1])}"] if limit else []
+    notes += [f"dashed: {beside[0]}"] if beside else []
     notes += [f"{left_out:,} values that aren't finite are left out"] if left_out else []
+    told = f"{_told(points)} {beside[0]}: {_told(dashed)}" if beside and dashed else _told(points)
     labels = [_short(tick, ticks) for tick in reversed(ticks)]
-    return _figure(title, _told(points), "; ".join(notes), shapes, labels, _steps(first, last), _HEIGHT)
+    return _figure(title, told, "; ".join(notes), shapes, labels, _steps(first, last), _HEIGHT)
+
+
+def _finite(line: Sequence[Point]) -> list[Point]:
+    return [(x, y) for x, y in line if number(y) is not None]
 
 
 def timeline(title: str, description: str, lanes: Mapping[str, Sequence[tuple[float, float]]], num_steps: int) -> Html:

@@ -9,6 +9,7 @@ from lmcleaner.audit.evaluation import EVALS
 from lmcleaner.audit.oracle import counted_samples
 from lmcleaner.audit.statements import stated_forget_set
 from lmcleaner.evaluation.harness import EVAL_FILE
+from lmcleaner.evaluation.wording import ARROWS, GOLDS, SIDES
 from lmcleaner.formats.audit_document import Document
 from lmcleaner.formats.canonical import json_digest
 from lmcleaner.formats.reader import TrainingLog
@@ -16,11 +17,8 @@ from lmcleaner.reporting.markup import NOTHING, Html, code, folded, pairs, table
 from lmcleaner.reporting.page import Section
 from lmcleaner.reporting.values import at, by_step, number, shown
 
-_SIDES = {"Before": "before", "LMCleaner": "unlearned", "Gold": "gold"}
 _ORACLE_SIDES = {"Before": "trained", "LMCleaner": "unlearned", "Oracle": "oracle"}
 _MEASURES = {"answer probability": "answer_probability", "KL from the oracle": "kl_from_oracle"}
-_BETTER = {"higher": "↑\u00a0higher", "lower": "↓\u00a0lower", "gold": "closest to gold"}
-_GOLDS = {"oracle": "the counterfactual run, replayed", "model": "a model that was given"}
 _MODELS = {"before": "before", "unlearned": "", "gold": "gold"}
 
 
@@ -49,37 +47,53 @@ def metrics(evaluation: Document | None, changes: Html, *, is_fresh: bool) -> Se
     """
     if evaluation is None:
         return Section("Evaluation", [])
-    columns = ["Metric", "Better", *_SIDES, "Closer to gold"]
-    rows = [
-        [
-            name,
-            _BETTER[metric["direction"]],
-            *(_estimate(metric[side]) for side in _SIDES.values()),
-            metric["closer_to_gold"],
-        ]
-        for name, metric in evaluation["metrics"].items()
-    ]
     level = number(at(evaluation, "intervals", "level"))
     caption = "All metrics" if level is None else f"All metrics; in brackets {level:.0%} intervals"
-    void = evaluation["void"]
     about = {
         "measured": "just now" if is_fresh else "by an earlier audit; hashes don't cover it",
-        "gold": _GOLDS[evaluation["gold"]],
+        "gold": GOLDS[evaluation["gold"]],
         "rows": ", ".join(f"{part['rows']:,} {name}" for name, part in evaluation["rows"].items()),
         "of those to forget in the request": evaluation.get("requested"),
     }
     content = [
-        tag("p", tag("strong", void), class_="bad") if void is not None else NOTHING,
-        table(caption, columns, rows),
+        void_reason(evaluation["void"]),
+        metric_table(caption, evaluation["metrics"]),
         pairs("What was compared", about),
         changes,
     ]
     return Section("Evaluation", content)
 
 
-def _estimate(estimate: Document) -> str:
-    low, high = estimate["low"], estimate["high"]
-    return shown(estimate["value"]) if low is None else f"{shown(estimate['value'])} [{shown(low)},\u00a0{shown(high)}]"
+def metric_table(caption: str, found: Document) -> Html:
+    """A document's `metrics` of all three models, with intervals."""
+    rows = [
+        [
+            name, _better(metric["direction"]), *(estimate(metric[side]) for side in SIDES.values()),
+            metric["closer_to_gold"],
+        ]
+        for name, metric in found.items()
+    ]  # fmt: skip
+    return table(caption, ["Metric", "Better", *SIDES, "Closer to gold"], rows)
+
+
+def void_reason(void: str | None) -> Html:
+    """Why a comparison shows nothing; nothing where it shows something."""
+    return tag("p", tag("strong", void), class_="bad") if void is not None else NOTHING
+
+
+def estimate(found: Document) -> str:
+    """A value with its interval, if it has one."""
+    return shown(found["value"]) if found["low"] is None else f"{shown(found['value'])} {between(found)}"
+
+
+def between(found: Document) -> str:
+    """An interval, from `low` to `high`."""
+    return f"[{shown(found['low'])},\u00a0{shown(found['high'])}]"
+
+
+def _better(direction: str) -> str:
+    """An arrow alone says nothing to who hears the page."""
+    return ARROWS[direction] if direction == "gold" else f"{ARROWS[direction]}\u00a0{direction}"
 
 
 def evaluated_rows(evaluation: Document, document: Document, log: TrainingLog) -> list[str]:
@@ -106,12 +120,12 @@ def row_changes(folder: Path, digests: Sequence[str], texts: Mapping[str, str] |
     named = dict(zip(numbers, digests, strict=True)) if len(digests) == len(numbers) else {}
     rows = [
         [
-            code(named[place]) if named else f"row {place + 1}", *(found[side][place] for side in _SIDES.values()),
+            code(named[place]) if named else f"row {place + 1}", *(found[side][place] for side in SIDES.values()),
             (texts or {}).get(named.get(place, "")),
         ]
         for place in numbers
     ]  # fmt: skip
-    return folded("Row by row", table("Answer probability of each row to forget", ["Row", *_SIDES, "Text"], rows))
+    return folded("Row by row", table("Answer probability of each row to forget", ["Row", *SIDES, "Text"], rows))
 
 
 def _by_row(file: Path) -> Iterator[tuple[int, float]]:

@@ -76,7 +76,7 @@ def test_a_cell_is_evaluated_where_the_harness_looks(place: Path) -> None:
         "name": "cell",
         "record": {"model": "my-base", "data": "train.jsonl", "batch_size": 4, "lr": 1e-2, "epochs": 10},
         "unlearn": {"forget": "forget", "K": "all", "hessian_mode": "secant"},
-        "audit": {"evaluate": "log"},
+        "audit": {"evaluate": "log", "html": True},
     }
     (place / "experiments.yaml").write_text(yaml.safe_dump(settings))
     done = run(place / "experiments.yaml")
@@ -86,6 +86,16 @@ def test_a_cell_is_evaluated_where_the_harness_looks(place: Path) -> None:
     assert found == json.loads((folder / "audit/audit_records.json").read_text())["evaluation"]
     summary = json.loads((folder / "evals/TOFU_SUMMARY.json").read_text())
     assert summary["forget_Q_A_Prob"] == found["metrics"]["forget_Q_A_Prob"]["gold"]["value"]
+    page = (folder / "evals/audit.html").read_text()
+    assert "<h1>Audit of cell</h1>" in page
+    assert "lmcleaner audit verify saves/unlearn/cell --log saves/train_logs/cell" in page
+    assert "<td>just now</td>" in page
+    assert run("--dry-run", place / "experiments.yaml").exit_code == 0
+    settings["audit"] = {"html": "page.html"}
+    (place / "experiments.yaml").write_text(yaml.safe_dump(settings))
+    refused = run(place / "experiments.yaml")
+    assert refused.exit_code == 2
+    assert "audit.html: expected true or false, found 'page.html'" in refused.stderr
 
 
 @pytest.mark.parametrize("level", ["sample", "batch"])
