@@ -221,7 +221,7 @@ def _show_step(log: "TrainingLog", step: int, *, as_json: bool) -> None:
         f"{_rates(log, record.lr)}, {record.seconds:.3f} s"
     )
     for number, microbatch in enumerate(record.microbatches):
-        packed = f" that pack {counted(len(microbatch.samples), 'sample')}" if microbatch.packed else ""
+        packed = f", packing {counted(len(microbatch.samples), 'sample')}" if microbatch.packed else ""
         print_text(
             f"microbatch {number}: {counted(microbatch.num_rows, 'row')} of {counted(microbatch.width, 'token')}"
             f"{packed}, denominator {microbatch.denominator:g}"

@@ -265,7 +265,7 @@ def test_inspect_shows_which_samples_a_row_packs(padded: Path) -> None:
     shown = CliRunner().invoke(app, ["inspect", str(padded), "--step", "0"]).output
     lengths = [len(row["input_ids"]) for row in rows()[:ROWS]]
     width = max(lengths[0] + lengths[2], lengths[1] + lengths[3])
-    assert f"microbatch 0: 2 rows of {width} tokens that pack 4 samples, denominator {sum(lengths) - ROWS}" in shown
+    assert f"microbatch 0: 2 rows of {width} tokens, packing 4 samples, denominator {sum(lengths) - ROWS}" in shown
     described = [line.split()[:2] for line in shown.splitlines() if line.startswith("  row")]
     assert described == [["row", "0:"], ["row", "0:"], ["row", "1:"], ["row", "1:"]]
     document = json.loads(CliRunner().invoke(app, ["inspect", str(padded), "--step", "0", "--json"]).output)
