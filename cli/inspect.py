@@ -202,6 +202,8 @@ def _show_step(log: "TrainingLog", step: int, *, as_json: bool) -> None:
         "parameters_blake3": log.parameters_digest(step + 1).hex(),
         "microbatches": [
             {
+                "rows": microbatch.num_rows,
+                "packed": microbatch.packed,
                 "width": microbatch.width,
                 "denominator": microbatch.denominator,
                 "loss": microbatch.loss,
@@ -219,11 +221,12 @@ def _show_step(log: "TrainingLog", step: int, *, as_json: bool) -> None:
         f"{_rates(log, record.lr)}, {record.seconds:.3f} s"
     )
     for number, microbatch in enumerate(record.microbatches):
+        packed = f", packing {counted(len(microbatch.samples), 'sample')}" if microbatch.packed else ""
         print_text(
-            f"microbatch {number}: {counted(len(microbatch.samples), 'row')} of {counted(microbatch.width, 'token')}, "
-            f"denominator {microbatch.denominator:g}"
+            f"microbatch {number}: {counted(microbatch.num_rows, 'row')} of {counted(microbatch.width, 'token')}"
+            f"{packed}, denominator {microbatch.denominator:g}"
         )
-        for row, sample in enumerate(microbatch.samples):
+        for row, sample in zip(microbatch.rows, microbatch.samples, strict=True):
             print_text(f"  row {row}: {sample.digest.hex()} ({counted(len(sample.tokens), 'token')})")
 
 

@@ -83,6 +83,8 @@ def problem_of_table(name: str, rows: NDArray[Any], commit: Commit, manifest: Ma
             return f"expected row numbers from {least} to {most}, found {rows.min()} to {rows.max()}"
     if name == "microbatches/rank" and len(rows) and not 0 <= rows.min() <= rows.max() < manifest.world_size:
         return f"expected ranks below {manifest.world_size}, found {rows.min()} to {rows.max()}"
+    if name == "microbatches/packed" and len(rows) and rows.max() != 1:
+        return f"expected 0 and 1, and a packed microbatch, found {rows.min()} to {rows.max()}"
     return None
 
 

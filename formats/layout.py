@@ -150,6 +150,7 @@ OPTIONAL_TABLES: tuple[Table, ...] = (
         "that holds it",
     ),
     _table("microbatches/rank", np.int32, "process that the microbatch ran in, in a run of several"),
+    _table("microbatches/packed", np.uint8, "1 where a row is several samples, in a run with such rows"),
 )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """A step as rows of the tables, and back."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,9 +52,16 @@ class RowWriter:
         tables["microbatches/loss"].append([microbatch.loss])
         if self._manifest.world_size > 1:
             tables["microbatches/rank"].append([microbatch.rank])
+        self._append_packed(microbatch)
         tables["microbatches/rng_row"].append([tables["rng/states"].num_rows if microbatch.rng else -1])
         if microbatch.rng:
             tables["rng/states"].append(np.frombuffer(microbatch.rng, np.uint8))
+
+    def _append_packed(self, microbatch: MicrobatchRecord) -> None:
+        """From the first packed microbatch on there is such a table, which says of those before that they weren't."""
+        table, num_rows = self._tables["microbatches/packed"], self._tables["microbatches/stop"].num_rows
+        if microbatch.packed or table.num_rows:
+            table.append([*np.zeros(num_rows - 1 - table.num_rows, np.uint8), microbatch.packed])
 
     def _sample_row(self, sample: Sample) -> int:
         digest = sample.digest
@@ -119,11 +126,11 @@ class RowReader:
         sample_rows = [int(self._table("occurrences/sample")[o]) for o in occurrences]
         starts = tuple(int(self._table("occurrences/start")[o]) for o in occurrences)
         width, rng_row = int(self._table("microbatches/width")[row]), int(self._table("microbatches/rng_row")[row])
-        ranks = self._table("microbatches/rank")
+        ranks, packed = self._table("microbatches/rank"), self._table("microbatches/packed")
         lengths = [len(self._range("samples/stop", row)) for row in sample_rows]
         if any(not 0 <= start <= width - length for start, length in zip(starts, lengths, strict=True)):
             raise ChunkError(f"expected samples that fit into {width} tokens, found starts {starts}")
-        return MicrobatchRecord(
+        found = MicrobatchRecord(
             samples=tuple(map(self.sample, sample_rows)),
             starts=starts,
             width=width,
@@ -132,9 +139,25 @@ class RowReader:
             loss=float(self._table("microbatches/loss")[row]),
             rng=b"" if rng_row < 0 else self._table("rng/states")[rng_row].tobytes(),
             rank=int(ranks[row]) if len(ranks) else 0,
+            packed=bool(packed[row]) if len(packed) else False,
         )
+        _check_pack(found, lengths)
+        return found
 
     def _range(self, stops: str, row: int) -> range:
         """Rows of the next finer table that row `row` of a table covers."""
         table = self._table(stops)
         return range(int(table[row - 1]) if row else 0, int(table[row]))
+
+
+def _check_pack(microbatch: MicrobatchRecord, lengths: Sequence[int]) -> None:
+    """Packed samples lie without gaps, from the beginning of a row, and the model was given no mask."""
+    if not microbatch.packed:
+        return
+    stops = [start + length for start, length in zip(microbatch.starts, lengths, strict=True)]
+    places = zip(microbatch.starts, [0, *stops], strict=False)
+    if microbatch.has_mask or 0 in lengths or any(start not in {0, before} for start, before in places):
+        raise ChunkError(
+            "expected packed samples that aren't empty, without gaps and without a mask, found starts "
+            f"{microbatch.starts} of {lengths} tokens"
+        )

@@ -1,6 +1,7 @@
 """What a log holds of one optimizer step, and of the state between two steps."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +15,16 @@ class MicrobatchRecord:
     """One forward and backward pass.
 
     Attributes:
-        samples: the rows in order, without padding.
-        starts: number of padding tokens before each sample in its row.
+        samples: the rows in order, without padding; where they are packed, each row's samples in order.
+        starts: number of tokens before each sample in its row: padding or, where they are packed, other samples.
         width: tokens in a padded row.
         has_mask: whether the model was given an attention mask.
         denominator: what the summed loss was divided by, tokens.
         loss: what the model returned, nats.
         rng: state of the random number generators before the forward pass; empty where it drew no numbers.
         rank: of the process that it ran in, from 0.
+        packed: whether a row is several samples without a gap; the model was then given `position_ids`, which begin at
+            0 with each of them.
     """
 
     samples: tuple[Sample, ...]
@@ -32,11 +35,24 @@ class MicrobatchRecord:
     loss: float
     rng: bytes
     rank: int = 0
+    packed: bool = False
 
-    def num_targets(self, row: int) -> int:
-        """Tokens of a row that the loss counts; padding before a row predicts its first token, if that has a label."""
-        sample = self.samples[row]
-        first_counts = self.starts[row] > 0 and sample.labels[0] != IGNORED_LABEL
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Row of the microbatch that each sample lies in; of packed ones, a sample with start 0 begins a row."""
+        if not self.packed:
+            return tuple(range(len(self.samples)))
+        return tuple(accumulate((int(start == 0) for start in self.starts), initial=-1))[1:]
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows that the model was given at once."""
+        return self.rows[-1] + 1
+
+    def num_targets(self, number: int) -> int:
+        """Tokens of a sample that the loss counts; the first one too if it has a label and something before it."""
+        sample = self.samples[number]
+        first_counts = self.starts[number] > 0 and sample.labels[0] != IGNORED_LABEL
         return sample.num_targets + int(first_counts)
 
 
@@ -62,7 +78,7 @@ class StepRecord:
 
     @property
     def samples(self) -> tuple[Sample, ...]:
-        """All rows of the step in order."""
+        """All samples of the step in order."""
         return tuple(sample for microbatch in self.microbatches for sample in microbatch.samples)
 
 

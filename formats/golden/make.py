@@ -162,6 +162,11 @@ def _microbatch_tables(run: Run) -> dict[str, list[Any]]:
         "microbatches/rng_row": [drawn.index(m.rng) if m.rng else -1 for m in microbatches],
         "rng/states": [state.hex() for state in drawn],
         **({"microbatches/rank": [m.rank for m in microbatches]} if run.manifest.world_size > 1 else {}),
+        **(
+            {"microbatches/packed": [int(m.packed) for m in microbatches]}
+            if any(m.packed for m in microbatches)
+            else {}
+        ),
     }
 
 

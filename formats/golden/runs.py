@@ -54,6 +54,7 @@ class Golden:
         world_size: processes that trained together.
         has_adapter: whether the parameters are an adapter's, trained under autocast.
         loss: what the trainer took the gradient of, if that wasn't the model's own loss.
+        is_packed: whether microbatches of two rows or more are packed ones, but for the first step's.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Golden:
     world_size: int = 1
     has_adapter: bool = False
     loss: LossEntry | None = None
+    is_packed: bool = False
 
 
 GOLDEN = (
@@ -93,6 +95,7 @@ GOLDEN = (
     Golden(name="v1-processes", shapes=SMALL, num_steps=4, world_size=2),
     Golden(name="v1-adapter", shapes=SMALL, num_steps=3, has_adapter=True),
     Golden(name="v1-loss", shapes=SMALL, num_steps=3, loss=LossEntry(name="label_smoothing", smoothing=0.1)),
+    Golden(name="v1-packed", shapes=SMALL, num_steps=5, is_packed=True),
 )
 
 
@@ -168,6 +171,7 @@ def make_run(golden: Golden) -> Run:
         checkpoints={step: _checkpoint(numbers, golden, step, parameters[step]) for step in kept},
         curvature={},
     )
+    run = _packed(run) if golden.is_packed else run
     return run if golden.curvature is None else _with_curvature(run, numbers, golden)
 
 
@@ -177,6 +181,21 @@ def _with_curvature(run: Run, numbers: Numbers, golden: Golden) -> Run:
     last = max(run.checkpoints)
     estimates = {step: _estimate(numbers, golden, run.manifest.num_elements) for step in run.checkpoints if step < last}
     return replace(run, steps=steps, curvature=estimates)
+
+
+def _packed(run: Run) -> Run:
+    """The first two samples of a microbatch in its first row, each other one in a row of its own."""
+
+    def packed(microbatch: MicrobatchRecord) -> MicrobatchRecord:
+        lengths = [len(sample.tokens) for sample in microbatch.samples]
+        if len(lengths) < 2:
+            return microbatch
+        starts, width = (0, lengths[0], *(0 for _ in lengths[2:])), max(sum(lengths[:2]), *lengths) + 1
+        return replace(microbatch, starts=starts, width=width, has_mask=False, packed=True)
+
+    first, *others = run.steps
+    steps = [replace(step, microbatches=tuple(packed(m) for m in step.microbatches)) for step in others]
+    return replace(run, steps=(first, *steps))
 
 
 def _estimate(numbers: Numbers, golden: Golden, count: int) -> StoredEstimate:

@@ -72,9 +72,9 @@ def predicted_gradient(
         One tensor for each parameter, before clipping; the error is that of the linearization, and of C.
     """
     replay.point_to(parameters)
-    extra = replay.manifest.model.forward_arguments
     for microbatch, inputs in zip(step.microbatches, replay.inputs(step, forgotten, denominator), strict=True):
         replay.restore_rng(microbatch.rng)
+        extra = replay.constants(inputs)
         for rows in _parts(replay, inputs, mode, microbatch.rng):
             OPERATORS[mode].gradient_minus_product(replay, rows, deviation, extra)
     gradient = replay.take_gradient()
@@ -124,7 +124,7 @@ def add_product(
         rng: state of the generators before its forward pass; empty where it drew no numbers.
         vector: v, one tensor for each parameter.
     """
-    extra = replay.manifest.model.forward_arguments
+    extra = replay.constants(inputs)
     replay.restore_rng(rng)
     for rows in _parts(replay, inputs, mode, rng):
         for sum_so_far, part in zip(total, OPERATORS[mode].product(replay, rows, vector, extra), strict=True):

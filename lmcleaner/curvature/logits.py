@@ -34,7 +34,7 @@ def directional_logits(
     """
     state = rng_state(replay.device)
     names = [entry.name for entry in replay.manifest.parameters]
-    without_labels = {name: value for name, value in inputs.items() if name in {"input_ids", "attention_mask"}}
+    without_labels = {name: value for name, value in inputs.items() if name not in {"labels", "num_items_in_batch"}}
     with torch.no_grad(), forward_ad.dual_level(), twice_differentiable(replay.module):
         duals = {
             name: forward_ad.make_dual(parameter.detach(), direction)

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
 from lmcleaner.formats.steps import MicrobatchRecord
+from lmcleaner.recording.packing import BOUNDARIES, check_alone, packed_samples
 from lmcleaner.training.adapters import without_adapter
 
 # They change what the model returns beside the loss, never the loss.
 HARMLESS = {"return_dict", "use_cache", "output_attentions", "output_hidden_states"}
-RECORDED = {"input_ids", "labels", "attention_mask", "num_items_in_batch"}
+RECORDED = {"input_ids", "labels", "attention_mask", "position_ids", "num_items_in_batch"} | BOUNDARIES
 
 IntMatrix = NDArray[np.int64]
 
@@ -44,8 +45,9 @@ def microbatch_record(
     """What a log holds of one forward pass.
 
     Args:
-        arguments: keyword arguments of the forward pass: `input_ids`, `labels` and perhaps `attention_mask`, int64
-            `[batch, seq]`, and perhaps `num_items_in_batch`, the number of tokens that the whole step counts.
+        arguments: keyword arguments of the forward pass: `input_ids`, `labels` and perhaps `attention_mask` or
+            `position_ids`, int64 `[batch, seq]`, and perhaps `num_items_in_batch`, the number of tokens that the whole
+            step counts. With `position_ids` the rows are packed.
         known: further arguments that the log's manifest already holds.
         padding_token: token id in the padding.
         loss: of the pass.
@@ -61,8 +63,13 @@ def microbatch_record(
     _refuse_unknown(arguments, known)
     tokens, labels = _matrix(arguments, "input_ids"), _matrix(arguments, "labels")
     has_mask = arguments.get("attention_mask") is not None
-    mask = _matrix(arguments, "attention_mask") if has_mask else np.ones_like(tokens)
-    starts, samples = _unpadded(tokens, labels, mask, padding_token)
+    packed = arguments.get("position_ids") is not None
+    if packed:
+        check_alone(arguments)
+        starts, samples = packed_samples(tokens, labels, _matrix(arguments, "position_ids"), padding_token)
+    else:
+        mask = _matrix(arguments, "attention_mask") if has_mask else np.ones_like(tokens)
+        starts, samples = _unpadded(tokens, labels, mask, padding_token)
     items = arguments.get("num_items_in_batch")
     return MicrobatchRecord(
         samples=samples,
@@ -72,17 +79,14 @@ def microbatch_record(
         denominator=float(items) if items is not None else float(np.count_nonzero(labels[:, 1:] != IGNORED_LABEL)),
         loss=loss,
         rng=rng,
+        packed=packed,
     )
 
 
 def _refuse_unknown(arguments: dict[str, Any], known: dict[str, Any]) -> None:
-    if arguments.get("position_ids") is not None:
-        raise UsageError(
-            "packed rows, or positions of the training's own: a log holds one sample for each row, found position_ids",
-            hint="train without packing: with a collator that pads, and packing=False and padding_free=False of TRL",
-        )
+    held = RECORDED if arguments.get("position_ids") is not None else RECORDED - BOUNDARIES
     for name, value in arguments.items():
-        if name in RECORDED or name in HARMLESS or value is None:
+        if name in held or name in HARMLESS or value is None:
             continue
         if isinstance(value, Tensor) or known.get(name) != value:
             raise UsageError(

@@ -26,6 +26,7 @@ from lmcleaner.recording.checks import check_hyperparameters, gradient_norm
 from lmcleaner.recording.describe import RunDescription, describe_run, take_checkpoint, trainable_parameters
 from lmcleaner.recording.losses import OWN, Losses, SeenLoss
 from lmcleaner.recording.microbatches import arguments_of, microbatch_record
+from lmcleaner.recording.packing import check_apart
 from lmcleaner.recording.processes import NoWriter, Processes, check_whole
 from lmcleaner.recording.repeated import RepeatedSteps
 from lmcleaner.recording.resume import open_unfinished
@@ -258,6 +259,7 @@ class Recorder:
         drew = rng_state(self._parameters[0].device) != self._rng_before
         rng, averaged = self._rng_before if drew else b"", self._processes.averages
         arguments, self._pending = self._pending, None
+        check_apart(arguments, output)
         self._losses.returned(arguments, output, lambda seen: self._see(seen, rng, averaged))
         if self._manifest.model.loss is None:
             self._check_losses()

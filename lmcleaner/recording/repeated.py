@@ -21,7 +21,7 @@ _NUMERICS_HINT = "see torch.set_num_threads, set_flush_denormal, use_determinist
 _PARTS: dict[str, Callable[[StepRecord], object]] = {
     "processes": lambda step: [m.rank for m in step.microbatches],
     "rows": lambda step: [sample.digest.hex()[:12] for sample in step.samples],
-    "padding": lambda step: [(m.starts, m.width, m.has_mask) for m in step.microbatches],
+    "padding": lambda step: [(m.starts, m.width, m.has_mask, m.packed) for m in step.microbatches],
     "denominators": lambda step: [m.denominator for m in step.microbatches],
     "random state": lambda step: [hashlib.sha256(m.rng).hexdigest()[:12] for m in step.microbatches],
     "losses": lambda step: [m.loss for m in step.microbatches],

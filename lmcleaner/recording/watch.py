@@ -28,6 +28,7 @@ from lmcleaner.formats.wording import counted
 from lmcleaner.recording.describe import RunDescription
 from lmcleaner.recording.losses import OWN, Losses, SeenLoss, whole
 from lmcleaner.recording.microbatches import HARMLESS, RECORDED, arguments_of
+from lmcleaner.recording.packing import check_apart
 from lmcleaner.recording.processes import Processes, averages, check_whole, wrapper_of
 from lmcleaner.recording.recorder import Recorder
 from lmcleaner.recording.resume import open_unfinished
@@ -225,7 +226,9 @@ class Watch:
                 seen.loss.register_hook(lambda slope: setattr(taken, "slope", float(slope)))
             self._passes.append(taken)
 
-        self._losses.returned(arguments_of(module, args, kwargs), output, tell)
+        arguments = arguments_of(module, args, kwargs)
+        check_apart(arguments, output)
+        self._losses.returned(arguments, output, tell)
 
     def _clipping(self, parameters: Any, max_norm: float, norm_type: float = 2.0, *args: Any, **kwargs: Any) -> Any:
         """`torch.nn.utils.clip_grad_norm_`, whose threshold nothing else tells."""

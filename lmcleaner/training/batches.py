@@ -30,7 +30,8 @@ def step_inputs(
 
     A forgotten row becomes a row of padding of the same length without labels. Its gradient is exactly zero, and since
     every shape stays as it was, so does the order of summation: the retained rows give the bits that they would have
-    given beside the forgotten row's tokens with masked labels.
+    given beside the forgotten row's tokens with masked labels. So does a forgotten sample of a packed row, whose place
+    and positions stay: no other sample of the row sees its tokens.
 
     Args:
         step: the logged step.
@@ -40,8 +41,8 @@ def step_inputs(
         denominator: what to divide the loss by where rows are left out.
 
     Returns:
-        For each microbatch `input_ids`, `labels` and, where the run had one, `attention_mask`, int64 `[batch, seq]`,
-        and `num_items_in_batch`, float32 `[]`.
+        For each microbatch `input_ids`, `labels` and, where the run had them, `attention_mask` or `position_ids`, int64
+        `[batch, seq]`, and `num_items_in_batch`, float32 `[]`.
 
     Raises:
         InsufficientLogError: the logged denominator isn't a count of labels, so the retained rows' can't be known.
@@ -79,27 +80,29 @@ def holds_forgotten(step: StepRecord, forgotten: Digests) -> bool:
 def _microbatch_inputs(
     microbatch: MicrobatchRecord, denominator: float, padding_token: int, device: torch.device, forgotten: Digests
 ) -> Inputs:
-    shape = len(microbatch.samples), microbatch.width
+    shape = microbatch.num_rows, microbatch.width
     tokens = np.full(shape, padding_token, np.int64)
     labels = np.full(shape, IGNORED_LABEL, np.int64)
-    mask = np.zeros(shape, np.int64)
-    for row, (sample, start) in enumerate(zip(microbatch.samples, microbatch.starts, strict=True)):
+    mask, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for row, sample, start in zip(microbatch.rows, microbatch.samples, microbatch.starts, strict=True):
         place = slice(start, start + len(sample.tokens))
         mask[row, place] = 1
+        positions[row, place] = np.arange(len(sample.tokens))
         if sample.digest not in forgotten:
             tokens[row, place] = sample.tokens
             labels[row, place] = sample.labels
     arrays = {"input_ids": tokens, "labels": labels} | ({"attention_mask": mask} if microbatch.has_mask else {})
+    arrays |= {"position_ids": positions} if microbatch.packed else {}
     inputs = {name: torch.from_numpy(values).to(device) for name, values in arrays.items()}
     return inputs | {"num_items_in_batch": torch.tensor(denominator, dtype=torch.float32, device=device)}
 
 
-def _num_labels(microbatch: MicrobatchRecord, row: int) -> int:
-    return int(np.count_nonzero(microbatch.samples[row].labels != IGNORED_LABEL))
+def _num_labels(microbatch: MicrobatchRecord, number: int) -> int:
+    return int(np.count_nonzero(microbatch.samples[number].labels != IGNORED_LABEL))
 
 
 def _retained_denominators(step: StepRecord, forgotten: Digests) -> list[float]:
-    """Counts the retained rows as the run counted all: with or without the first token, by one of the `_parts`."""
+    """Counts the retained samples as the run counted all: with or without the first token, by one of the `_parts`."""
     logged = [microbatch.denominator for microbatch in step.microbatches]
     for count in (MicrobatchRecord.num_targets, _num_labels):
         for parts in _parts(step):
@@ -123,7 +126,7 @@ def _denominators(
     step: StepRecord, count: Callable[[MicrobatchRecord, int], int], forgotten: Digests, parts: Sequence[int]
 ) -> list[float]:
     counts = [
-        float(sum(count(microbatch, row) for row, s in enumerate(microbatch.samples) if s.digest not in forgotten))
+        float(sum(count(microbatch, n) for n, s in enumerate(microbatch.samples) if s.digest not in forgotten))
         for microbatch in step.microbatches
     ]
     sums = dict.fromkeys(parts, 0.0)

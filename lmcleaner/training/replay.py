@@ -1,6 +1,6 @@
 """The run's model as a function: the gradient of a logged step at any parameters."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,10 +224,14 @@ class ReplayModel:
     def _forward(self, **arguments: Any) -> Any:
         """What the model returned; under autocast if the run was, and then with logits as Accelerate hands them on."""
         with autocasting(self.manifest.numerics, self.device):
-            output = self.module(**arguments, **self.manifest.model.forward_arguments)
+            output = self.module(**arguments, **self.constants(arguments))
         if self.manifest.numerics.autocast and "labels" not in arguments:
             output.logits = output.logits.float()
         return output
+
+    def constants(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The forward arguments that never change; beside packed rows no cache, which would mix a row's samples."""
+        return self.manifest.model.forward_arguments | ({"use_cache": False} if "position_ids" in inputs else {})
 
     def restore_rng(self, state: bytes) -> None:
         """Sets the random number generators as they were before a logged forward pass that drew from them."""

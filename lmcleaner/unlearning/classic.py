@@ -16,6 +16,6 @@ def check_batch_size(log: TrainingLog, expected: int | None) -> None:
     Raises:
         UsageError: the log has others.
     """
-    rows = max(len(microbatch.samples) for microbatch in log.step(0).microbatches)
+    rows = max(microbatch.num_rows for microbatch in log.step(0).microbatches)
     if expected not in {None, rows}:
         raise UsageError(f"batch_size_at_training: expected {rows}, as in the log, found {expected}")

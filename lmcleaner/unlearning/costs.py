@@ -180,14 +180,18 @@ def _parts_cost(
 
 def padded_tokens(log: TrainingLog) -> NDArray[np.int64]:
     """Tokens of each step with their padding, `[num_steps]`."""
-    rows = np.diff(log.table("microbatches/stop"), prepend=0)
+    stops, packed = log.table("microbatches/stop"), log.table("microbatches/packed").astype(bool)
+    rows = np.diff(stops, prepend=0)
+    if len(packed):  # a sample that nothing stands before begins a row
+        begun = np.concatenate([[0], np.cumsum(log.table("occurrences/start") == 0)])[stops]
+        rows = np.where(packed, np.diff(begun, prepend=0), rows)
     running = np.concatenate([[0], np.cumsum(rows * log.table("microbatches/width").astype(np.int64))])
     tokens: NDArray[np.int64] = np.diff(running[log.table("steps/stop")], prepend=0)
     return tokens
 
 
 def _largest_microbatch(step: StepRecord) -> int:
-    return max(len(microbatch.samples) * microbatch.width for microbatch in step.microbatches)
+    return max(microbatch.num_rows * microbatch.width for microbatch in step.microbatches)
 
 
 def _seconds_per_token(

@@ -368,5 +368,8 @@ def test_the_golden_logs_cover_what_a_log_can_hold() -> None:
     assert {entry["kind"] == "low_rank" for entry in estimates} == {True, False}
     assert any("steps/unclipped_norm" in view.commit["tables"] for view in views)
     assert any(view.manifest.get("world_size", 1) > 1 and view.table("microbatches/rank").any() for view in views)
+    assert any(
+        view.table("microbatches/packed").any() for view in views if "microbatches/packed" in view.commit["tables"]
+    )
     assert any(view.table("samples/redacted").any() for view in views)
     assert any(len(list((folder / LOG).glob("generation-*/updates/c/*"))) > 1 for folder in FOLDERS)

@@ -12,7 +12,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     DataCollatorForSeq2Seq,
-    DataCollatorWithFlattening,
     Trainer,
     TrainingArguments,
 )
@@ -53,13 +52,11 @@ def settings(scratch: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def train(
-    base: Path, scratch: Path, kind: type[Trainer] = Trainer, *, collator: Any = None, **options: Any
-) -> TrainingLog:
+def train(base: Path, scratch: Path, kind: type[Trainer] = Trainer, **options: Any) -> TrainingLog:
     tokenizer = AutoTokenizer.from_pretrained(base)
     trainer = kind(
         model=AutoModelForCausalLM.from_pretrained(base), args=TrainingArguments(**settings(scratch)),
-        train_dataset=rows(), data_collator=collator or DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),
+        train_dataset=rows(), data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),
         callbacks=[LMCleanerCallback(scratch / "log", WatchOptions(checkpoint_every=2))], **options,
     )  # fmt: skip
     trainer.train()
@@ -179,20 +176,3 @@ def test_a_loop_that_smooths_its_labels_is_recorded_where_it_says_so(base_model:
         with pytest.raises(UsageError, match="the model returned no loss: expected labels among its arguments"):
             loop(base_model, tmp_path / f"log {told}", told, compute)
     assert (LabelSmoother.__call__, Trainer.training_step) == before
-
-
-PACKED: dict[str, Callable[[Path, Path], TrainingLog]] = {
-    "SFTTrainer": lambda base, scratch: train_sft(base, scratch, packing=True, max_length=16),
-    "a flattening collator": lambda base, scratch: train(base, scratch, collator=DataCollatorWithFlattening()),
-}
-
-
-@pytest.mark.filterwarnings("ignore:Padding-free training is enabled:UserWarning")
-@pytest.mark.parametrize("training", PACKED.values(), ids=PACKED)
-def test_packed_rows_are_refused_before_there_is_a_log(
-    training: Callable[[Path, Path], TrainingLog], base_model: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(UsageError, match="packed rows") as caught:
-        training(base_model, tmp_path)
-    assert "packing=False and padding_free=False" in str(caught.value.hint)
-    assert not (tmp_path / "log").exists()

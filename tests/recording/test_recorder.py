@@ -88,7 +88,7 @@ def _no_labels(loop: Loop) -> None:
 
 
 def _position_ids(loop: Loop) -> None:
-    loop.step(position_ids=torch.arange(6).expand(2, 6))
+    loop.step(position_ids=torch.arange(6).expand(2, 6), use_cache=False)
 
 
 def _broken_mask(loop: Loop) -> None:
@@ -110,7 +110,7 @@ def _changed_momentum(loop: Loop) -> None:
 
 REFUSED: dict[str, tuple[Callable[[Loop], None], str]] = {
     "no labels": (_no_labels, "input_ids|labels|no loss"),
-    "an argument that replay couldn't give": (_position_ids, "position_ids"),
+    "positions beside a mask": (_position_ids, "position_ids beside an attention mask"),
     "a mask with a hole": (_broken_mask, "unbroken run of ones"),
     "labels on padding": (_labels_on_padding, "padding: expected token 2 and label -100"),
     "a step without a forward pass": (_step_without_forward, "without a forward pass"),
