@@ -1,22 +1,28 @@
 """`lmcleaner audit`."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lmcleaner.choices import Rounding, choose
-from lmcleaner.cli.console import Reporter, print_json, print_text
+from lmcleaner.cli.console import Reporter, print_error, print_json, print_text
 from lmcleaner.cli.evaluation import print_evaluation
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Device, Model, Page, Quiet
-from lmcleaner.formats.errors import UsageError
+from lmcleaner.formats.errors import InsufficientLogError, UsageError
 from lmcleaner.formats.wording import counted
 
 if TYPE_CHECKING:
     from lmcleaner.audit.check import AuditReport
 
 
+_OPTIONS = {"oracle": "oracle", "evaluation": "evaluate"}  # what asks for a measurement
+_NEVER_LEARNED = (
+    "hint: record a run that learns the rows, by more --epochs or a higher --lr; `lmcleaner inspect` shows its loss, "
+    "docs/quickstart.md has settings for a model that has learned nothing yet"
+)
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Output folder of unlearn.")]
 LogOption = Annotated[
     str | None,
@@ -74,7 +80,7 @@ def audit(
 
     Example: `lmcleaner audit my-unlearned-model --log my-log --oracle --evaluate log`
     """
-    from lmcleaner.audit.check import audit_model
+    from lmcleaner.audit.inputs import check_to_audit
     from lmcleaner.audit.options import AuditOptions
 
     roundings = [choose(Rounding, name, "deploy") for name in deploy.split(",")] if deploy else []
@@ -84,6 +90,9 @@ def audit(
         oracle=oracle, model=model, device=device, relative_error=max_relative_error, evaluate=evaluate, gold=gold,
         deploy=roundings, stress=stress, relearn_lr=relearn_lr,
     )  # fmt: skip
+    check_to_audit(folder, options)
+    from lmcleaner.audit.check import audit_model
+
     with Reporter(quiet=quiet or as_json) as reporter:
         report = audit_model(folder, place, options, reporter)
     if as_json:
@@ -94,8 +103,21 @@ def audit(
         _write_page(html, report, folder, place, show_text=show_text, model=model)
         if not as_json:
             print_text(f"page  {html}")
-    if not report.is_good:
-        raise typer.Exit(1)
+    raise typer.Exit(_exit_code(report, options.measures))
+
+
+def _exit_code(report: "AuditReport", wanted: Sequence[str]) -> int:
+    """0, 1 where a check failed or the result is poor, or that of a log which no longer allows what was asked for."""
+    missing = [name for name in wanted if name in report.unchecked]
+    if report.passed and missing:
+        error = InsufficientLogError(
+            f"not measured, though asked for: {' and '.join(missing)}: {report.unchecked[missing[0]]}",
+            hint="what else was checked is shown; measure before a redaction, or audit without "
+            f"{' and '.join(f'--{_OPTIONS[name]}' for name in missing)}",
+        )
+        print_error(error, as_json=False)
+        return error.exit_code
+    return 0 if report.is_good else 1
 
 
 def _check_page(html: Path | None, show_text: bool) -> None:
@@ -159,5 +181,7 @@ def _print_report(report: "AuditReport") -> None:
         print_text(f"  {reason}")
     left_out = f"; no longer possible: {counted(len(report.unchecked), 'check')}" if report.unchecked else ""
     print_text(f"audit passed{left_out}" if report.passed else "audit FAILED")
+    if report.evaluation is not None and report.evaluation["void"] is not None:
+        print_text(_NEVER_LEARNED)
     if report.passed and not report.is_good:
         print_text("the document is true, and says that the result is not good")

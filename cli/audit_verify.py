@@ -34,10 +34,14 @@ def verify(
 
     Example: `lmcleaner audit verify my-unlearned-model --log my-log`
     """
-    from lmcleaner.audit.verify import VerifyOptions, verify_audit
+    from lmcleaner.audit.inputs import check_to_verify
+    from lmcleaner.audit.options import VerifyOptions
 
     number = parse_steps(steps, "--steps")
     options = VerifyOptions(steps=number, seed=seed, public_key=public_key, model=model, device=device)
+    check_to_verify(folder, options)
+    from lmcleaner.audit.verify import verify_audit
+
     with Reporter(quiet=quiet or as_json) as reporter:
         report = verify_audit(folder, log or default_log(folder), options, reporter)
     if as_json:
@@ -54,6 +58,7 @@ def verify(
 def sign(
     folder: Folder,
     key: Annotated[Path, typer.Option(metavar="FILE", help="Private ed25519 key in PEM.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a signature that lies there.")] = False,
     config: Config = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -64,7 +69,7 @@ def sign(
     """
     from lmcleaner.audit.signature import sign_audit
 
-    path = sign_audit(folder, key)
+    path = sign_audit(folder, key, overwrite=overwrite)
     if as_json:
         print_json({"signature": str(path)})
     elif not quiet:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lmcleaner.choices import HessianMode
-from lmcleaner.cli.console import Reporter, human_bytes, print_json, print_text, sparkline, spelled
+from lmcleaner.cli.console import human_bytes, print_json, print_text, sparkline, spelled
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Device, Log, Model, Page, Quiet, parse_K, parse_steps
 from lmcleaner.cli.unlearn import KOption, LevelOption, NoLedger, OptionalForget, RankOption
+from lmcleaner.cli.verification import show_verification
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.wording import counted
 from lmcleaner.unlearning.options import DEFAULT_K, UnlearnOptions
@@ -19,7 +20,6 @@ from lmcleaner.unlearning.options import DEFAULT_K, UnlearnOptions
 if TYPE_CHECKING:
     from lmcleaner.formats.reader import TrainingLog
     from lmcleaner.inspection.summary import Summary
-    from lmcleaner.inspection.verify import Verification
 
 
 def inspect(
@@ -32,7 +32,10 @@ def inspect(
     step: Annotated[int | None, typer.Option(metavar="T", help="Show one step.")] = None,
     find: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="List samples that hold a text, by the digests that --forget takes."),
+        typer.Option(
+            metavar="TEXT",
+            help="List samples that hold a text, by the digests that --forget takes; exits with 1 if none does.",
+        ),
     ] = None,
     redacted: Annotated[
         bool, typer.Option("--redacted", help="List redacted samples, and look whether they have left the disk.")
@@ -76,7 +79,7 @@ def inspect(
     opened = TrainingLog(log)
     if verify:
         steps = parse_steps(replay) if replay is not None else 0
-        _verify(opened, steps, model, device, quiet=quiet, as_json=as_json)
+        show_verification(opened, steps, model, device, quiet=quiet, as_json=as_json)
     elif sizes:
         _show_sizes(opened, as_json=as_json)
     elif step is not None:
@@ -246,13 +249,15 @@ def _find(log: "TrainingLog", text: str, model: str | None, *, as_json: bool) ->
     matches = find_text(log, text, load_tokenizer(model or log.manifest.model.source))
     if as_json:
         print_json({"matches": [asdict(match) for match in matches]})
-        return
-    for match in matches:
-        uses = ", ".join(f"{use.step}.{use.microbatch}.{use.row}" for use in match.occurrences)
-        print_text(f"sample {match.digest}")
-        print_text(f"  {match.text}")
-        print_text(f"  used in (step.microbatch.row): {uses}")
-    print_text(f"found {text!r} in {len(matches)} of {counted(len(log.table('samples/stop')), 'sample')}")
+    else:
+        for match in matches:
+            uses = ", ".join(f"{use.step}.{use.microbatch}.{use.row}" for use in match.occurrences)
+            print_text(f"sample {match.digest}")
+            print_text(f"  {match.text}")
+            print_text(f"  used in (step.microbatch.row): {uses}")
+        print_text(f"found {text!r} in {len(matches)} of {counted(len(log.table('samples/stop')), 'sample')}")
+    if not matches:
+        raise typer.Exit(1)
 
 
 def _list_redacted(log: "TrainingLog", *, as_json: bool) -> None:
@@ -351,46 +356,3 @@ def _plan(log: "TrainingLog", options: UnlearnOptions, rank: int | None, *, quic
         print_text("seconds and activations as measured on this machine just now")
     crude = ", ".join(mode for mode in HessianMode if unmeasured(mode))
     print_text(f"poor unless --oracle measures it, or --oracle-sample estimates it: {crude}")
-
-
-def _show_problems(found: "Verification") -> None:
-    counts = Counter(problem.kind for problem in found.problems)
-    kinds = "".join(f", {counts[kind]} {kind}" for kind in ("unreachable", "leftover") if counts[kind])
-    print_text(f"{counted(found.num_parts, 'part')} read, {counts['damaged']} damaged{kinds}")
-    for problem in found.problems:
-        where = problem.array if problem.step is None else f"{problem.array}, step {problem.step}"
-        if problem.kind != "unreachable":
-            print_text(f"  {problem.kind}: {where}: {problem.message}")
-    if counts["damaged"]:
-        left = found.usable
-        print_text(f"checkpoints that can be read: {', '.join(map(str, left.checkpoints)) or 'none'}")
-        print_text(f"parameters that can be read: before steps {_spelled(left.parameters)}")
-        windows = f"secant from any checkpoint, other modes within steps {_spelled(left.windows)}"
-        print_text(f"requests that are possible: {windows if left.requests else 'none'}")
-
-
-def _spelled(ranges: Sequence[tuple[int, int]]) -> str:
-    """Ranges that hold their last step, for people."""
-    return spelled([(first, last + 1) for first, last in ranges])
-
-
-def _verify(
-    log: "TrainingLog", replay_steps: int | None, model: str | None, device: str | None, *, quiet: bool, as_json: bool
-) -> None:
-    """Verifies; `replay_steps` is 0 for no replay and None for all steps."""
-    from lmcleaner.inspection.verify import verify
-
-    steps = log.num_steps if replay_steps is None else replay_steps
-    with Reporter(quiet=quiet or as_json) as reporter:
-        found = verify(log, replay_steps=steps or None, model=model, device=device, progress=reporter)
-    if as_json:
-        print_json(asdict(found) | {"is_sound": found.is_sound})
-    else:
-        _show_problems(found)
-        if found.replay is not None:
-            print_text(f"replay: {found.replay.num_exact} of {counted(found.replay.num_steps, 'step')} bit for bit")
-            for difference in found.replay.unrestorable:
-                print_text(f"  {difference}")
-        print_text("the log is sound" if found.is_sound else "the log is NOT sound")
-    if not found.is_sound:
-        raise typer.Exit(1)

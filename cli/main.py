@@ -102,10 +102,12 @@ def _unexpected(error: Exception, *, as_json: bool) -> int:
 
 def _quieten_libraries() -> None:
     """Keeps the libraries' own bars and warnings away from stderr, before any of them is imported."""
+    import logging
     import os
     import warnings
 
     warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)  # PEFT still asks so
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT loads it; it warns of kernels of 4-bit layers
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")

@@ -114,6 +114,9 @@ def record(
         lora_rank=lora_rank, lora_alpha=lora_alpha, lora_targets=lora_targets, overwrite=overwrite, resume=resume,
     )  # fmt: skip
     options = _resumed(context, log, chosen) if resume else _new(chosen)
+    from lmcleaner.recording.inputs import check_inputs
+
+    check_inputs(log, options)
     from lmcleaner.recording.training import record as run
 
     with Reporter(quiet=quiet or as_json) as reporter:
@@ -228,11 +231,14 @@ def _new(chosen: dict[str, Any]) -> RecordOptions:
 
 def _resumed(context: typer.Context, log: str, chosen: dict[str, Any]) -> RecordOptions:
     """The log's options, with those that the user gave."""
-    from lmcleaner.recording.resume import resumed_options
-
     given = {name: value for name, value in chosen.items() if _is_given(context, name)}
     if "output" not in given:
         raise UsageError("missing: --output: expected a folder for the final model")
+    from lmcleaner.output import check_free
+
+    check_free(given["output"])
+    from lmcleaner.recording.resume import resumed_options
+
     return resumed_options(log, **given)
 
 

@@ -79,11 +79,12 @@ def unlearn(
         str,
         typer.Option(
             metavar="|".join([*HessianMode, AUTO]),
-            help="How the gradient without the rows is found. secant: computed, without error. exact, GGN, "
-            "empirical_fisher: predicted by the Hessian, the Gauss-Newton matrix, or the rows' Fisher matrix of every "
-            "step. diag, diag_hessian, low_rank: by an estimate of the GGN, or of the Hessian, between checkpoints. "
-            "fisher: by the step's gradient times itself. auto: the cheapest with an estimated error within "
-            "--tolerance, else secant. docs/choosing-a-mode.md compares them.",
+            help="How the gradient without the rows is found. Take secant, with --K all, if the retained rows may be "
+            "read: it is exact and costs least; if not, low_rank, diag or fisher. secant: computed, without error. "
+            "exact, GGN, empirical_fisher: predicted by the Hessian, the Gauss-Newton matrix, or the rows' Fisher "
+            "matrix of every step. diag, diag_hessian, low_rank: by an estimate of the GGN, or of the Hessian, between "
+            "checkpoints. fisher: by the step's gradient times itself. auto: the cheapest with an estimated error "
+            "within --tolerance, else secant. docs/choosing-a-mode.md compares them.",
         ),
     ] = HessianMode.GGN,
     tolerance: Annotated[
@@ -149,6 +150,7 @@ def unlearn(
             relative_error=max_relative_error,
         ),
     )  # fmt: skip
+    _check_inputs(log, options)
     from lmcleaner.unlearning.run import unlearn as run
 
     with Reporter(quiet=quiet or as_json) as reporter:
@@ -162,6 +164,19 @@ def unlearn(
             print_text(line)
     if not result.is_good:
         raise typer.Exit(1)
+
+
+def _check_inputs(log: str, options: UnlearnOptions) -> None:
+    """What can be known to be wrong before torch is loaded."""
+    from lmcleaner.formats.reader import TrainingLog
+    from lmcleaner.output import check_free
+    from lmcleaner.training.sources import check_model
+
+    if options.output is not None:
+        check_free(options.output)
+    TrainingLog(log)
+    if options.model is not None:
+        check_model(options.model)
 
 
 def _dry_run_json(result: "UnlearnResult") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the guides of docs/examples train: a small Llama that has learned nothing yet, and rows about invented people.
+"""What the guides and README's first lines train: a small Llama that has learned nothing, rows about invented people.
 
 Usage: `python -m demo.materials FOLDER`.
 """
@@ -11,19 +11,20 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from demo.base_model import MAX_LENGTH, make_tokenizer
-from demo.people import make_data
+from demo.people import Row, make_data
 
 _SEED = 1
 _WIDTH = 64
 
 
 def make_materials(folder: Path) -> None:
-    """Writes my-base, a model with its tokenizer, and train.jsonl, rows with a `text` each.
+    """Writes my-base, a model with its tokenizer, train.jsonl, rows with a `text` each, and forget.jsonl, some of them.
 
     Args:
         folder: where to write; made if it isn't there.
     """
-    texts = [f"{row['question']} {row['answer']}" for row in make_data(_SEED).train]
+    data = make_data(_SEED)
+    texts = [_text(row) for row in data.train]
     tokenizer = make_tokenizer(texts)
     torch.manual_seed(_SEED)
     config = LlamaConfig(
@@ -39,8 +40,13 @@ def make_materials(folder: Path) -> None:
     )
     LlamaForCausalLM(config).save_pretrained(folder / "my-base")
     tokenizer.save_pretrained(folder / "my-base")
-    rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-    (folder / "train.jsonl").write_text(rows, encoding="utf-8")
+    for name, chosen in (("train", texts), ("forget", [_text(row) for row in data.forget])):
+        rows = "".join(json.dumps({"text": text}) + "\n" for text in chosen)
+        (folder / f"{name}.jsonl").write_text(rows, encoding="utf-8")
+
+
+def _text(row: Row) -> str:
+    return f"{row['question']} {row['answer']}"
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lmcleaner.audit.check import AuditReport, audit_model
-    from lmcleaner.audit.options import AuditOptions
-    from lmcleaner.audit.verify import VerifyOptions, verify_audit
+    from lmcleaner.audit.options import AuditOptions, VerifyOptions
+    from lmcleaner.audit.verify import verify_audit
     from lmcleaner.choices import (
         Codec,
         CurvatureKind,
@@ -126,8 +126,8 @@ __all__ = [
 
 _HOMES = {
     "lmcleaner.audit.check": ("AuditReport", "audit_model"),
-    "lmcleaner.audit.options": ("AuditOptions",),
-    "lmcleaner.audit.verify": ("VerifyOptions", "verify_audit"),
+    "lmcleaner.audit.options": ("AuditOptions", "VerifyOptions"),
+    "lmcleaner.audit.verify": ("verify_audit",),
     "lmcleaner.curvature.matrix": ("Curvature",),
     "lmcleaner.experiments.description": ("read_experiments",),
     "lmcleaner.experiments.running": ("run_experiments",),

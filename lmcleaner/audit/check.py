@@ -10,6 +10,7 @@ from lmcleaner.audit.coverage import request_checks
 from lmcleaner.audit.entered import NOT_ENTERED, ledger_problem
 from lmcleaner.audit.files import FILES, files_problem
 from lmcleaner.audit.history import redactions
+from lmcleaner.audit.inputs import check_to_audit
 from lmcleaner.audit.measuring import evaluation_checks, measure, oracle_problem
 from lmcleaner.audit.options import AuditOptions
 from lmcleaner.audit.redacted import changes_since, check_previous, check_redacted
@@ -97,10 +98,12 @@ def audit_model(
         Every check with its outcome. Where the log was redacted since, those that it no longer allows are named.
 
     Raises:
-        NotFoundError: the folder, its audit document, its model or the log isn't there.
+        NotFoundError: the folder, its audit document, its model, the log or what to evaluate on isn't there.
         DamagedError: the audit document or the log can't be read.
+        ExistsError: there is something to evaluate, and the document is signed.
     """
     options, progress = options or AuditOptions(), progress or Silent()
+    check_to_audit(folder, options)
     document = read_audit(folder)
     problems = schema_problems(document)
     checks: dict[str, str | None] = {"schema": "; ".join(problems) or None}

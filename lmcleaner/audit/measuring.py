@@ -11,7 +11,6 @@ from lmcleaner.audit.deployment import deployment, deployment_problem
 from lmcleaner.audit.evaluation import evaluation_document, rows_to_evaluate, score_models, write_evaluation
 from lmcleaner.audit.options import AuditOptions
 from lmcleaner.audit.oracle import compare_with_oracle, model_at, replay_counterfactual
-from lmcleaner.audit.signature import check_unsigned
 from lmcleaner.audit.statements import stated_forget_set, unequal
 from lmcleaner.audit.stress import relearning_problem, relearning_rate, stress
 from lmcleaner.choices import Denominator
@@ -40,14 +39,10 @@ def measure(
 
     Returns:
         The comparison with the oracle and the evaluation, None where it isn't asked for.
-
-    Raises:
-        ExistsError: there is something to evaluate, and the document is signed.
     """
     forget_set, rows = stated_forget_set(document), None
     lr = None
     if options.evaluate is not None:
-        check_unsigned(folder)
         rows = rows_to_evaluate(log, forget_set, options.evaluate, options.model, progress)
         lr = relearning_rate(log, rows, options.relearn_lr) if options.stress else None
     replay = open_replay(log.manifest, options.model, options.device)

@@ -1,4 +1,4 @@
-"""Options of `audit`."""
+"""Options of `audit` and `audit verify`, checked before anything is loaded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,8 @@ from pathlib import Path
 
 from lmcleaner.choices import Rounding, choose
 from lmcleaner.formats.errors import UsageError
+
+DEFAULT_STEPS = 20  # of the sweep, that a verification takes again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +48,46 @@ class AuditOptions:
         for option, is_given in serving.items():
             if is_given and self.evaluate is None:
                 raise UsageError(f"{option} serves an evaluation: expected --evaluate beside {option}")
-        if self.relearn_lr is not None and not (self.stress and 0 < self.relearn_lr < float("inf")):
-            raise UsageError(f"--relearn-lr: expected above 0, and --stress beside it, found {self.relearn_lr}")
+        if self.relearn_lr is not None and not self.stress:
+            raise UsageError("--relearn-lr is the learning rate of --stress: expected both, found --relearn-lr alone")
+        if self.relearn_lr is not None and not 0 < self.relearn_lr < float("inf"):
+            raise UsageError(f"--relearn-lr: expected above 0, found {self.relearn_lr}")
 
     @property
     def measures(self) -> list[str]:
         """What must be computed with models, by the names of the checks."""
         wanted = {"oracle": self.oracle, "evaluation": self.evaluate is not None}
         return [name for name, is_wanted in wanted.items() if is_wanted]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyOptions:
+    """What `audit verify` shall do.
+
+    Attributes:
+        steps: about how many steps of the sweep to take again, at least 1; None for all.
+        seed: draws the stretches; None takes any.
+        public_key: of the signature that the document must have, in PEM; None asks for none.
+        model: where the base model lies now, if it moved.
+        device: where to compute.
+    """
+
+    steps: int | None = DEFAULT_STEPS
+    seed: int | None = None
+    public_key: Path | None = None
+    model: str | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks ranges.
+
+        Raises:
+            UsageError: a number is out of its range.
+        """
+        if self.steps is not None and self.steps < 1:
+            raise UsageError(
+                f"--steps: expected 1 or more, or 'all', found {self.steps}: a part of the sweep is always taken again",
+                hint="`lmcleaner audit` checks the document and the model alone, `lmcleaner inspect --verify` the log",
+            )
+        if self.seed is not None and self.seed < 0:
+            raise UsageError(f"--seed: expected 0 or more, found {self.seed}")

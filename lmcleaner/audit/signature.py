@@ -1,10 +1,13 @@
 """A detached ed25519 signature over an audit document, as OpenSSL makes and checks it too."""
 
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmcleaner.formats.audit_document import AUDIT_FILE, read_audit
 from lmcleaner.formats.errors import ExistsError, NotFoundError, UsageError
+from lmcleaner.formats.store import storage_errors
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -12,12 +15,13 @@ if TYPE_CHECKING:
 SIGNATURE_FILE = f"{AUDIT_FILE}.sig"
 
 
-def sign_audit(folder: Path, key: Path) -> Path:
+def sign_audit(folder: Path, key: Path, *, overwrite: bool = False) -> Path:
     """Signs the audit document of an output folder.
 
     Args:
         folder: the output folder.
         key: a private ed25519 key in PEM, as `openssl genpkey -algorithm ed25519` writes it.
+        overwrite: replaces a signature that lies there.
 
     Returns:
         The file beside the document that holds the signature, 64 bytes (RFC 8032).
@@ -25,19 +29,36 @@ def sign_audit(folder: Path, key: Path) -> Path:
     Raises:
         NotFoundError: the document or the key isn't there.
         UsageError: it is no such key, or the package isn't installed.
-        ExistsError: the document is signed already.
+        ExistsError: the document is signed already, and nothing was said of overwriting.
+        ResourceError: the signature can't be written.
     """
+    private = _private_key(key)
     read_audit(folder)
-    signature = _private_key(key).sign((folder / AUDIT_FILE).read_bytes())
+    signature = private.sign((folder / AUDIT_FILE).read_bytes())
     path = folder / SIGNATURE_FILE
-    try:
-        with path.open("xb") as file:
-            file.write(signature)
-    except FileExistsError as error:
-        raise ExistsError(
-            f"the document is signed already: {path}", hint="remove that signature to sign anew"
-        ) from error
+    if path.exists() and not overwrite:
+        is_same = path.read_bytes() == signature  # ed25519 draws nothing at random
+        whose = "with this key" if is_same else "with another key, or when it said something else"
+        hint = "there is nothing to do" if is_same else "--overwrite replaces the signature"
+        raise ExistsError(f"the document is signed already, {whose}: {path}", hint=hint)
+    with storage_errors(path):
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_bytes(signature)
+        temporary.replace(path)
     return path
+
+
+def check_public_key(key: Path) -> None:
+    """Makes sure that a key can verify signatures.
+
+    Args:
+        key: the public ed25519 key in PEM.
+
+    Raises:
+        NotFoundError: the key isn't there.
+        UsageError: it is no such key, or the package isn't installed.
+    """
+    _public_key(key)
 
 
 def signature_problem(folder: Path, key: Path) -> str | None:
@@ -86,12 +107,14 @@ def _private_key(path: Path) -> "Ed25519PrivateKey":
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+    wanted = "not a key to sign with: {}: expected a private ed25519 key in PEM, found {}"
+    hint = "make one by openssl genpkey -algorithm ed25519 -out key.pem"
     try:
         key = load_pem_private_key(content, password=None)
     except (ValueError, TypeError) as error:
-        raise _no_key(path, "private", str(error)) from error
+        raise UsageError(wanted.format(path, _label(content)), hint=hint) from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise _no_key(path, "private", type(key).__name__)
+        raise UsageError(wanted.format(path, type(key).__name__), hint=hint)
     return key
 
 
@@ -100,13 +123,21 @@ def _public_key(path: Path) -> "Ed25519PublicKey":
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+    wanted = "not a key to verify with: {}: expected a public ed25519 key in PEM, found {}"
+    hint = "write the signer's by openssl pkey -in key.pem -pubout -out key.pub"
     try:
         key = load_pem_public_key(content)
     except ValueError as error:
-        raise _no_key(path, "public", str(error)) from error
+        raise UsageError(wanted.format(path, _label(content)), hint=hint) from error
     if not isinstance(key, Ed25519PublicKey):
-        raise _no_key(path, "public", type(key).__name__)
+        raise UsageError(wanted.format(path, type(key).__name__), hint=hint)
     return key
+
+
+def _label(content: bytes) -> str:
+    """What a file says of itself that couldn't be read as the key that is wanted."""
+    found = re.search(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----", content)
+    return f"one of {found[1].decode().lower()}" if found is not None else "something else"
 
 
 def _content(path: Path) -> bytes:
@@ -120,10 +151,3 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise NotFoundError(f"no key: {path}: {error.strerror}") from error
-
-
-def _no_key(path: Path, kind: str, found: str) -> UsageError:
-    return UsageError(
-        f"not a key to sign with: {path}: expected a {kind} ed25519 key in PEM, found {found}",
-        hint="make one by openssl genpkey -algorithm ed25519 -out key.pem, and openssl pkey -in key.pem -pubout",
-    )

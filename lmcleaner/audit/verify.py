@@ -2,20 +2,21 @@
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from lmcleaner.audit.check import AuditReport, audit_model
 from lmcleaner.audit.files import FILES
-from lmcleaner.audit.options import AuditOptions
+from lmcleaner.audit.inputs import check_to_verify
+from lmcleaner.audit.options import AuditOptions, VerifyOptions
 from lmcleaner.audit.rerun import Rerun, draw, is_counterfactual_itself, stretches
-from lmcleaner.audit.signature import signature_problem
+from lmcleaner.audit.signature import SIGNATURE_FILE, signature_problem
 from lmcleaner.audit.statements import stated_windows, unequal
 from lmcleaner.choices import Propagation
 from lmcleaner.formats.audit_document import EVALUATION, Document, audit_sha256, read_audit
-from lmcleaner.formats.errors import DamagedError, LmcleanerError, UsageError
+from lmcleaner.formats.errors import DamagedError, LmcleanerError
 from lmcleaner.formats.ledger import LedgerEntry, read_ledger
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.wording import counted
@@ -28,38 +29,7 @@ from lmcleaner.unlearning.combine import Correction
 from lmcleaner.unlearning.kept import STATES, read_state
 from lmcleaner.unlearning.propagation import deviation
 
-DEFAULT_STEPS = 20
 _SEEDS = 1 << 32
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifyOptions:
-    """What `audit verify` shall do.
-
-    Attributes:
-        steps: about how many steps of the sweep to take again; None for all.
-        seed: draws the stretches; None takes any.
-        public_key: of the signature that the document must have, in PEM; None asks for none.
-        model: where the base model lies now, if it moved.
-        device: where to compute.
-    """
-
-    steps: int | None = DEFAULT_STEPS
-    seed: int | None = None
-    public_key: Path | None = None
-    model: str | None = None
-    device: str | None = None
-
-    def __post_init__(self) -> None:
-        """Checks ranges.
-
-        Raises:
-            UsageError: a number is out of its range.
-        """
-        for name in ("steps", "seed"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise UsageError(f"--{name}: expected 0 or more, found {value}")
 
 
 def verify_audit(
@@ -82,6 +52,7 @@ def verify_audit(
         UsageError: the key is none, or there is no such device.
     """
     options, progress = options or VerifyOptions(), progress or Silent()
+    check_to_verify(folder, options)
     report = audit_model(folder, log_path, AuditOptions(model=options.model, device=options.device), progress)
     if report.checks["schema"] is not None or report.checks.get("files") is not None:
         return report
@@ -92,6 +63,8 @@ def verify_audit(
         unchecked["files"] = "the document is from before it named them"
     if options.public_key is not None:
         checks["signature"] = signature_problem(folder, options.public_key)
+    elif (folder / SIGNATURE_FILE).exists():
+        unchecked["signature"] = f"{SIGNATURE_FILE} lies there: --public-key FILE says whose it shall be"
     is_signed = checks.get("signature", "none") is None
     if EVALUATION in written and not is_signed:
         unchecked["evaluation"] = "added afterwards, which only a signature covers: audit --evaluate measures it again"

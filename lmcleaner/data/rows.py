@@ -46,14 +46,31 @@ def read_rows(source: str) -> RowSource:
         NotFoundError: nothing there, or a library that it needs isn't.
         UsageError: something in it is no row, or no rows at all.
     """
-    path = _local(source)
+    path = file_of(source)
     if path is not None:
         return _read_file(path)
-    if Path(source).suffix in SUFFIXES or not _HUB_NAME.fullmatch(source):
-        raise NotFoundError(f"no such data file: {source}")
     name, *parts = source.split(":")
     split, rows = read_split(name, parts)
     return RowSource(source=source, split=split, sha256=json_digest(rows), rows=_with_values(rows, source))
+
+
+def file_of(source: str) -> Path | None:
+    """The file that a source of `read_rows` names.
+
+    Args:
+        source: as `read_rows` takes it.
+
+    Returns:
+        The file; None for a hub data set, which isn't looked up.
+
+    Raises:
+        NotFoundError: there is no such file, and it can't be the name of a hub data set.
+        UsageError: several files have that name.
+    """
+    path = _local(source)
+    if path is None and (Path(source).suffix in SUFFIXES or not _HUB_NAME.fullmatch(source)):
+        raise NotFoundError(f"no such data file: {source}")
+    return path
 
 
 def beside(source: str, name: str) -> str | None:

@@ -10,7 +10,7 @@ import yaml
 from lmcleaner.data.rows import beside
 from lmcleaner.evaluation.scores import Part
 from lmcleaner.formats.errors import NotFoundError, UsageError
-from lmcleaner.progress import Progress
+from lmcleaner.progress import Progress, Silent
 
 OF_THE_LOG = "log"  # the rows that the log itself holds
 _TOFU = re.compile(r"tofu:(forget(\d+))")
@@ -18,6 +18,20 @@ _HUB = "locuslab/TOFU"
 _HINT = "give log, tofu:forget10, a YAML file with the keys forget, retain, holdout, ..., or a folder of such files"
 
 Sources = Mapping[Part, str]
+
+
+def check_spec(spec: str) -> None:
+    """Makes sure that a specification names something, as far as that can be told without a log.
+
+    Args:
+        spec: "log", or what `named_sources` reads.
+
+    Raises:
+        NotFoundError: there is no such file, or none of rows to forget.
+        UsageError: the YAML file names something else than parts.
+    """
+    if spec != OF_THE_LOG and _TOFU.fullmatch(spec) is None:
+        named_sources(spec, "", Silent())
 
 
 def named_sources(spec: str, recorded: str, progress: Progress) -> Sources:

@@ -15,12 +15,12 @@ from lmcleaner.data.encoding import Encoding
 from lmcleaner.data.rows import read_rows
 from lmcleaner.formats.commit import SelfCheck
 from lmcleaner.formats.errors import UsageError
-from lmcleaner.formats.places import check_place
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
-from lmcleaner.output import atomic_folder, check_free
+from lmcleaner.output import atomic_folder
 from lmcleaner.progress import Progress, Silent
 from lmcleaner.recording.curvature import CurvatureOptions, record_curvature
+from lmcleaner.recording.inputs import check_inputs
 from lmcleaner.recording.optimizer import optimizer_class
 from lmcleaner.recording.options import RecordOptions
 from lmcleaner.recording.plan import describe, expected_storage, plan_line, planned_steps
@@ -96,10 +96,8 @@ def record(log: Path | str, options: RecordOptions, progress: Progress | None = 
 
 def _train(log: Path | str, options: RecordOptions, progress: Progress) -> StorageEstimate:
     """Trains and records; what the log was expected to take."""
-    check_free(options.output)
+    check_inputs(log, options)
     past = open_to_resume(log, options, progress) if options.resume else None
-    if past is None:
-        check_place(log, options.overwrite)
     source = read_rows(options.data)
     tokenizer = load_tokenizer(options.model)
     encoding = Encoding(template=options.template, max_length=options.max_length)

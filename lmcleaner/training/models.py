@@ -13,6 +13,7 @@ from lmcleaner.formats.errors import MismatchError, NotFoundError
 from lmcleaner.formats.manifest import Manifest
 from lmcleaner.training.adapters import add_adapter, load_adapter
 from lmcleaner.training.fingerprint import model_fingerprint
+from lmcleaner.training.sources import check_model
 from lmcleaner.training.vectors import torch_dtype
 
 _TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "special_tokens")
@@ -34,7 +35,7 @@ def load_model(source: str, dtype: torch.dtype, attention: str | None = None) ->
     """
     from transformers import AutoModelForCausalLM
 
-    _check_folder(source)
+    check_model(source)
     try:
         return AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, attn_implementation=attention, trust_remote_code=False
@@ -57,7 +58,7 @@ def load_tokenizer(source: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    _check_folder(source)
+    check_model(source)
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -155,12 +156,6 @@ def padding_token(tokenizer: Any) -> int:
     """The token that batches are padded with: the tokenizer's own, else its end token, behind the attention mask."""
     chosen = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return int(chosen if chosen is not None else 0)
-
-
-def _check_folder(source: str) -> None:
-    """A path that isn't there would be taken for a hub name, and end in a confusing message."""
-    if source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
-        raise NotFoundError(f"no such model: {source}", hint="give the model's folder or its hub name with --model")
 
 
 def _not_loadable(source: str, error: Exception) -> NotFoundError:

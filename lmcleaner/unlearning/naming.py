@@ -7,11 +7,10 @@ from typing import Any
 
 from lmcleaner.data.encoding import Encoding
 from lmcleaner.data.rows import RowSource, beside, is_file, read_rows
-from lmcleaner.formats.digests import find_digests, is_digest
+from lmcleaner.formats.digests import find_digests, is_digest, is_too_short, never_saw
 from lmcleaner.formats.errors import InsufficientLogError, MismatchError, NotFoundError, UsageError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.samples import Sample
-from lmcleaner.formats.wording import counted
 from lmcleaner.training.models import tokenizer_digest
 
 _STEPS = re.compile(r"steps:\d+(-\d+)?(,\d+(-\d+)?)*")
@@ -71,16 +70,28 @@ def named_samples(log: TrainingLog, forget: str, load_tokenizer: Callable[[], An
     if words and is_digest(words[0]):
         return set(find_digests(log, words))
     if place is None:
-        raise NotFoundError(
-            f"no such forget set: {forget}: neither a file, nor one beside the recorded data in {_folder(recorded)}",
-            hint="give a file of rows, sample digests (8 digits of each at least), or steps:10,20-25",
-        )
+        raise _no_such_set(forget, words, _folder(recorded))
     source = read_rows(place)
-    samples = encode_rows(log, source, load_tokenizer())
-    return {
-        _known(log, sample.digest, f"{source.source}: row {number}: {_excerpt(row)}")
-        for number, (row, sample) in enumerate(zip(source.rows, samples, strict=True), start=1)
-    }
+    digests = [sample.digest for sample in encode_rows(log, source, load_tokenizer())]
+    unseen = [number for number, digest in enumerate(digests) if digest not in log.sample_rows]
+    if unseen:
+        raise never_saw(
+            log,
+            [f"row {number + 1}: {_excerpt(source.rows[number])}" for number in unseen],
+            "`lmcleaner inspect --find TEXT` lists the samples that hold a text; rows must match to the letter",
+            where=f"{source.source}: ",
+        )
+    return set(digests)
+
+
+def _no_such_set(forget: str, words: list[str], folder: str) -> NotFoundError:
+    short = next((word for word in words if is_too_short(word)), None)
+    no_digest = f", nor a sample digest: expected 8 to 64 digits, found {len(short)}" if short is not None else ""
+    return NotFoundError(
+        f"no such forget set: {forget}: neither a file, nor one beside the recorded data in {folder}{no_digest}",
+        hint="give a file of rows, sample digests (8 digits of each at least), or steps:10,20-25; "
+        "`lmcleaner inspect LOG --find TEXT` lists the digests of the samples that hold a name or any other text",
+    )
 
 
 def _place_of_rows(recorded: str, forget: str) -> str | None:
@@ -134,16 +145,6 @@ def encode_rows(log: TrainingLog, source: RowSource, tokenizer: Any) -> list[Sam
             hint="give the model that the run started from with --model",
         )
     return Encoding(**encoding).samples(source.rows, tokenizer, source.source)
-
-
-def _known(log: TrainingLog, digest: bytes, name: str) -> bytes:
-    if digest not in log.sample_rows:
-        raise NotFoundError(
-            f"the run never saw this: {name}: it is not among the "
-            f"{counted(len(log.sample_rows), 'sample')} of {log.location}",
-            hint="`lmcleaner inspect --find TEXT` lists the samples that hold a text; rows must match to the letter",
-        )
-    return digest
 
 
 def _excerpt(row: dict[str, Any]) -> str:

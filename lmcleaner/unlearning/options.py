@@ -208,10 +208,13 @@ def mode_options(text: str, tolerance: float | None) -> dict[str, Any]:
         Arguments of `UnlearnOptions`.
 
     Raises:
-        UsageError: a tolerance for a mode that is named.
+        UsageError: there is no such mode, or there is a tolerance for a mode that is named.
     """
     if text.lower() == AUTO:
         return {"hessian_mode": HessianMode.SECANT, "tolerance": DEFAULT_TOLERANCE if tolerance is None else tolerance}
     if tolerance is not None:
         raise UsageError(f"--tolerance belongs to --hessian-mode auto: found --hessian-mode {text}")
-    return {"hessian_mode": next((mode for mode in HessianMode if mode.lower() == text.lower()), text)}
+    found = next((mode for mode in HessianMode if mode.lower() == text.lower()), None)
+    if found is None:
+        raise UsageError(f"--hessian-mode: expected one of {[*map(str, HessianMode), AUTO]}, found {text!r}")
+    return {"hessian_mode": found}

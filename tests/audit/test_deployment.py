@@ -203,7 +203,7 @@ def test_the_rate_of_another_optimizer_serves_not(base_model: Path, tmp_path: Pa
         ({"deploy": ["int4"]}, "expected --evaluate beside --deploy"),
         ({"stress": True}, "expected --evaluate beside --stress"),
         ({"evaluate": "log", "deploy": ["int3"]}, "--deploy: expected one of"),
-        ({"evaluate": "log", "relearn_lr": 0.1}, "--relearn-lr: expected above 0, and --stress beside it"),
+        ({"evaluate": "log", "relearn_lr": 0.1}, "--relearn-lr is the learning rate of --stress: expected both"),
         ({"evaluate": "log", "stress": True, "relearn_lr": -1.0}, "--relearn-lr: expected above 0"),
     ],
 )

@@ -148,6 +148,10 @@ def test_a_model_that_never_knew_its_rows_is_void(base_model: Path, tmp_path: Pa
     shown = json.loads(result.stdout)
     assert "the model never knew what it was to forget" in shown["checks"]["evaluation"]
     assert shown["evaluation"]["void"] == shown["checks"]["evaluation"]
+    for_people = CliRunner().invoke(app, arguments[:-1])
+    assert for_people.exit_code == 1
+    assert "audit FAILED\nhint: " in for_people.stdout
+    assert "more --epochs or a higher --lr" in for_people.stdout
 
 
 def test_after_a_redaction_there_is_nothing_to_compare_with(base_model: Path, tmp_path: Path) -> None:
@@ -156,6 +160,15 @@ def test_after_a_redaction_there_is_nothing_to_compare_with(base_model: Path, tm
     report = audit_model(tmp_path / "out", run.log, AuditOptions(evaluate="log", oracle=True))
     assert {"evaluation", "oracle"} <= report.unchecked.keys()
     assert "evaluation" not in read_audit(tmp_path / "out")
+    arguments = ["audit", str(tmp_path / "out"), "--log", str(run.log)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    for asked in (["--evaluate", "log"], ["--oracle"], ["--evaluate", "log", "--json"]):
+        shown = CliRunner().invoke(app, [*arguments, *asked])
+        name = "oracle" if "--oracle" in asked else "evaluation"
+        assert shown.exit_code == 14
+        assert f"error: not measured, though asked for: {name}: the log no longer holds the rows" in shown.stderr
+        assert f"audit without {asked[0]}" in shown.stderr
+    assert json.loads(shown.stdout)["unchecked"].keys() >= {"evaluation"}
 
 
 @pytest.mark.parametrize("library", ["scipy", "rouge_score"])

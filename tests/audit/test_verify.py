@@ -15,9 +15,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from typer.testing import CliRunner, Result
 
 from lmcleaner.audit.check import AuditReport
+from lmcleaner.audit.options import VerifyOptions
 from lmcleaner.audit.requests import request_documents
 from lmcleaner.audit.rerun import Stretch, draw
-from lmcleaner.audit.verify import VerifyOptions, verify_audit
+from lmcleaner.audit.signature import signature_problem
+from lmcleaner.audit.verify import verify_audit
 from lmcleaner.cli.main import app
 from lmcleaner.formats.audit_document import encode_audit, read_audit
 from lmcleaner.formats.canonical import sha256_hex
@@ -197,8 +199,8 @@ def test_steps_that_were_not_taken_as_the_document_says_are_found(
 
 def test_a_document_that_nothing_vouches_for_is_told(made: Made, run: TinyRun, tmp_path: Path) -> None:
     unlearn_tiny(run, tmp_path / "out", "secant", ledger=False)
-    assert "document" in verified(Made(tmp_path / "out", run.log), VerifyOptions(steps=0)).unchecked
-    assert verified(made, VerifyOptions(steps=0)).checks["document"] is None
+    assert "document" in verified(Made(tmp_path / "out", run.log), VerifyOptions(steps=1)).unchecked
+    assert verified(made, VerifyOptions(steps=1)).checks["document"] is None
 
 
 def test_another_document_in_the_place_of_one_that_was_entered_is_found(copied: Made) -> None:
@@ -206,7 +208,7 @@ def test_another_document_in_the_place_of_one_that_was_entered_is_found(copied: 
     document["config"]["entered"] = False
     document["windows"][0]["v0_norm"] /= 2
     (copied.folder / "audit.json").write_bytes(encode_audit(document))
-    assert "names another document" in failed(verified(copied, VerifyOptions(steps=0)))["document"]
+    assert "names another document" in failed(verified(copied, VerifyOptions(steps=1)))["document"]
 
 
 def test_a_redacted_log_is_verified_as_far_as_it_still_can_be(base_model: Path, tmp_path: Path) -> None:
@@ -254,7 +256,8 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_signature_vouches_for_a_document(keys: Path, run: TinyRun, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     unlearn_tiny(run, folder, "secant", ledger=False)
-    verify = ("audit", "verify", folder, "--log", run.log, "--steps", 0, "--public-key")
+    without_key = ("audit", "verify", folder, "--log", run.log, "--steps", 1)
+    verify = (*without_key, "--public-key")
     unsigned = cli(*verify, keys / "own.pub")
     assert "FAILED: the document isn't signed" in unsigned.stdout
     assert cli("audit", "sign", folder, "--key", keys / "own.pem").exit_code == 0
@@ -263,12 +266,24 @@ def test_a_signature_vouches_for_a_document(keys: Path, run: TinyRun, tmp_path: 
     assert "signature      ok" in good.stdout
     assert "vouches" not in good.stdout
     assert cli(*verify, keys / "other.pub").exit_code == 1
-    assert cli("audit", "sign", folder, "--key", keys / "own.pem").exit_code == 11
-    for key, code in ((keys / "own.pub", 2), (keys / "none.pem", 10)):
-        assert cli("audit", "sign", folder, "--key", key).exit_code == code
+    assert "signature      not checked: audit.json.sig lies there: --public-key FILE" in cli(*without_key).stdout
+    assert cli("audit", "sign", folder, "--key", keys / "none.pem").exit_code == 10
     with (folder / "audit.json").open("a") as file:
         file.write(" ")
     assert "isn't this key's signature" in cli(*verify, keys / "own.pub").stdout
+
+
+def test_a_signature_is_replaced_on_demand_alone(keys: Path, copied: Made) -> None:
+    sign = ("audit", "sign", copied.folder, "--key")
+    assert cli(*sign, keys / "own.pem").exit_code == 0
+    same, other = cli(*sign, keys / "own.pem"), cli(*sign, keys / "other.pem")
+    assert (same.exit_code, other.exit_code) == (11, 11)
+    assert "the document is signed already, with this key: " in same.stderr
+    assert "the document is signed already, with another key, or when it said something else: " in other.stderr
+    assert "hint: --overwrite replaces the signature" in other.stderr
+    assert signature_problem(copied.folder, keys / "own.pub") is None
+    assert cli(*sign, keys / "other.pem", "--overwrite").exit_code == 0
+    assert signature_problem(copied.folder, keys / "other.pub") is None
 
 
 def test_an_evaluation_never_breaks_a_signature(keys: Path, copied: Made) -> None:
@@ -295,7 +310,7 @@ KINDS = [tamper_field] * 6 + [tamper_file] * 4 + [remove_file, drop_window] + [t
 def is_found(made: Made) -> bool:
     """A failed check, or an error that says what can't be read."""
     try:
-        return not verified(made, VerifyOptions(steps=0, seed=0)).passed
+        return not verified(made, VerifyOptions(steps=1, seed=0)).passed
     except LmcleanerError:
         return True
 

@@ -186,11 +186,20 @@ def test_a_rank_of_another_mode_is_refused(adamw_run: TinyRun) -> None:
     assert "--rank belongs to --hessian-mode low_rank: found --hessian-mode secant" in refused.stderr
 
 
+def test_a_text_that_no_sample_holds_is_told_by_the_exit_code(adamw_run: TinyRun) -> None:
+    assert _run("inspect", adamw_run.log, "--find", rows(20)[3]["question"]).exit_code == 0
+    shown = _run("inspect", adamw_run.log, "--find", "nobody at all")
+    assert (shown.exit_code, shown.stdout) == (1, "found 'nobody at all' in 0 of 20 samples\n")
+    told = _run("inspect", adamw_run.log, "--find", "nobody at all", "--json")
+    assert (told.exit_code, _json(told)) == (1, {"matches": []})
+
+
 def test_help_names_the_modes_as_they_are_typed_and_explains_each() -> None:
     shown = " ".join(_run("unlearn", "--help").stdout.split())
     assert "|".join(HessianMode) in shown.replace(" ", "")
     explained = shown[shown.index("How the gradient without the rows is found") :]
     assert all(re.search(rf"\b{mode}\b", explained) for mode in HessianMode)
+    assert "Take secant, with --K all, if the retained rows may be read" in explained
 
 
 def test_learning_rates_are_told_apart_where_parameter_groups_differ(adamw_run: TinyRun, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """The demonstration's rows: the same for a seed, cleanly split, and fit to train on."""
 
+import re
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from demo.base_model import MAX_LENGTH, make_tokenizer
+from demo.materials import make_materials
 from demo.people import NUM_FORGOTTEN, NUM_OTHER_PEOPLE, NUM_PEOPLE, DemoData, Row, make_data, make_people, write_data
 from lmcleaner.data.encoding import Encoding
 from lmcleaner.data.rows import read_rows
@@ -64,3 +66,12 @@ def test_the_written_files_hold_the_rows(data: DemoData, tmp_path: Path) -> None
     write_data(tmp_path, data)
     for split in SPLITS:
         assert read_rows(str(tmp_path / f"{split}.jsonl")).rows == getattr(data, split)
+
+
+def test_the_materials_hold_what_readmes_first_lines_name(tmp_path: Path) -> None:
+    make_materials(tmp_path)
+    train, forget = ((tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("train", "forget"))
+    assert set(forget) < set(train)
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (name,) = re.findall(r'inspect my-log --find "(.+?)"', readme)
+    assert any(name in row for row in forget)

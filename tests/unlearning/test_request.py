@@ -70,7 +70,8 @@ REFUSED: dict[str, tuple[str, type[LmcleanerError], str]] = {
     "a name that isn't there": ("nobody", NotFoundError, "no such forget set: nobody"),
     "a digest that the run never saw": ("ab" * 32, NotFoundError, "abababab"),
     "a digest's beginning that the run never saw": ("abababab", NotFoundError, "never saw this: sample abababab"),
-    "too little of a digest": ("abababa", NotFoundError, "no such forget set: abababa"),
+    "too little of a digest": ("abababa", NotFoundError, "nor a sample digest: expected 8 to 64 digits, found 7"),
+    "a name that is no file": ("Ada Lovelace", NotFoundError, r"no such forget set: Ada Lovelace: .* in \S+$"),
     "a digest that is none": ("ab" * 32 + ",xyz", UsageError, "found 'xyz'"),
 }
 
@@ -88,6 +89,22 @@ def test_a_row_that_the_run_never_saw_is_named(adamw_run: TinyRun, tmp_path: Pat
         _find(adamw_run, write_rows(tmp_path / "some.jsonl", content))
     assert caught.value.kind == "not-found"
     assert caught.value.hint
+
+
+def test_up_to_three_rows_that_the_run_never_saw_are_named(adamw_run: TinyRun, tmp_path: Path) -> None:
+    unseen = [{"question": f"who is gus {'the ' * n}?", "answer": "a mill"} for n in range(5)]
+    file = write_rows(tmp_path / "some.jsonl", [*rows(20)[-1:], *unseen])
+    with pytest.raises(NotFoundError, match=r"some.jsonl: row 2: .*; row 3: .*; row 4: .*; and 2 more: they") as caught:
+        _find(adamw_run, file)
+    assert "row 5" not in caught.value.message
+    with pytest.raises(NotFoundError, match="sample 00000000; sample 11111111: they are not among the 20"):
+        _find(adamw_run, "00000000,11111111")
+
+
+def test_a_name_that_is_no_file_leads_to_find(adamw_run: TinyRun) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        _find(adamw_run, "Ada Lovelace")
+    assert "`lmcleaner inspect LOG --find TEXT`" in str(caught.value.hint)
 
 
 def test_a_request_for_everything_is_refused(adamw_run: TinyRun) -> None:
