@@ -1,7 +1,8 @@
 """What it costs to record one training from outside, by a callback, and not at all, as whole commands in turns.
 
-Usage: `python benchmarks/ways.py [--shape demo|4M] [--steps 100] [--rounds 7]`. Processor seconds are those of the
-whole process, its start and the self-check at the end among them; other programs change them less than wall seconds.
+Usage: `python benchmarks/ways.py [--shape demo|4M] [--length 256] [--steps 60] [--rounds 5]`. Processor seconds are
+those of the whole process, its start and the self-check at the end among them; other programs change them less than
+wall seconds.
 """
 
 import argparse
@@ -24,12 +25,12 @@ SHAPES: dict[str, dict[str, Any]] = {
     "demo": {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "vocab_size": 768},
     "4M": {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "vocab_size": 2000},
 }
-ROWS, LENGTH = 8, 64
+ROWS = 8
 CODECS = ("none", "lossless")
 TRAIN = "train"
 
 
-def train(base: str, steps: int, log: str, codec: str) -> None:
+def train(base: str, steps: int, length: int, log: str, codec: str) -> None:
     """A training by Hugging Face `Trainer`; recorded by its callback if a log is named."""
     callbacks: list[TrainerCallback] = []
     if log:
@@ -37,7 +38,7 @@ def train(base: str, steps: int, log: str, codec: str) -> None:
 
         callbacks.append(LMCleanerCallback(log, WatchOptions(updates=codec, checkpoint_every=1000)))  # type: ignore[arg-type]
     model = LlamaForCausalLM.from_pretrained(base)
-    tokens = torch.randint(model.config.vocab_size, (steps * ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(model.config.vocab_size, (steps * ROWS, length), generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             scratch, num_train_epochs=1, per_device_train_batch_size=ROWS, learning_rate=1e-4, use_cpu=True,
@@ -47,9 +48,9 @@ def train(base: str, steps: int, log: str, codec: str) -> None:
         Trainer(model, arguments, train_dataset=rows, callbacks=callbacks).train()
 
 
-def commands(base: Path, steps: int, folder: Path) -> dict[str, list[str]]:
+def commands(base: Path, steps: int, length: int, folder: Path) -> dict[str, list[str]]:
     """Name -> command; each log is new."""
-    script = [str(Path(__file__).resolve()), TRAIN, str(base), str(steps)]
+    script = [str(Path(__file__).resolve()), TRAIN, str(base), str(steps), str(length)]
     found = {"not recorded": [sys.executable, *script, "", ""]}
     for codec in CODECS:
         log = str(folder / f"callback-{codec}")
@@ -73,12 +74,12 @@ def seconds(command: list[str]) -> tuple[float, float]:
     return used.ru_utime + used.ru_stime, time.perf_counter() - started
 
 
-def measure(base: Path, steps: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
+def measure(base: Path, steps: int, length: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
     """Runs all commands in every round, the first of a round last in the next; the first round isn't counted."""
-    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in commands(base, steps, base)}
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in commands(base, steps, length, base)}
     for number in range(rounds + 1):
         with tempfile.TemporaryDirectory() as folder:
-            turn = list(commands(base, steps, Path(folder)).items())
+            turn = list(commands(base, steps, length, Path(folder)).items())
             for name, command in turn[number % len(turn) :] + turn[: number % len(turn)]:
                 found = seconds(command)
                 if number:
@@ -102,26 +103,27 @@ def show(console: Console, measured: Mapping[str, list[tuple[float, float]]]) ->
 def main() -> None:
     """Measures and prints."""
     if sys.argv[1:2] == [TRAIN]:
-        base, steps, log, codec = sys.argv[2:]
-        train(base, int(steps), log, codec)
+        base, steps, length, log, codec = sys.argv[2:]
+        train(base, int(steps), int(length), log, codec)
         return
     from lmcleaner.training.numerics import device_name
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=list(SHAPES), default="4M")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--length", type=int, default=256, help="tokens of a row")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     console = Console(width=110)
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         model = LlamaForCausalLM(LlamaConfig(**SHAPES[options.shape], num_attention_heads=4))
         model.save_pretrained(folder)
-        measured = measure(Path(folder), options.steps, options.rounds)
+        measured = measure(Path(folder), options.steps, options.length, options.rounds)
     show(console, measured)
     console.print(
         f"{device_name('cpu')}, {os.cpu_count()} processors, torch {torch.__version__}; {model.num_parameters():,} "
-        f"parameters, {options.steps} steps of {ROWS} x {LENGTH} tokens, {options.rounds} rounds"
+        f"parameters, {options.steps} steps of {ROWS} x {options.length} tokens, {options.rounds} rounds"
     )
 
 
