@@ -55,8 +55,8 @@ def load_tasks(names: Sequence[str], folder: Path | None, limit: int | None) -> 
         The tasks.
 
     Raises:
-        NotFoundError: the harness isn't installed, there is no such folder or task, or its data can't be had.
-        UsageError: a task runs code that a model writes, or two of the names have a task in common.
+        NotFoundError: the harness isn't installed, there is no such folder or task, or the harness can't load it.
+        UsageError: a task runs code that a model writes.
     """
     harness = lm_eval()
     from lm_eval.tasks import TaskManager
@@ -69,7 +69,7 @@ def load_tasks(names: Sequence[str], folder: Path | None, limit: int | None) -> 
     try:
         with _quiet():
             loaded = manager.load([*names])
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise NotFoundError(f"--tasks: {', '.join(names)} can't be loaded: {error}") from error
     unsafe = sorted(name for name, task in loaded["tasks"].items() if getattr(task, "UNSAFE_CODE", False))
     if unsafe:
