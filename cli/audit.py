@@ -67,6 +67,19 @@ def audit(
     relearn_lr: Annotated[
         float | None, typer.Option(help="Learning rate of that training; by default the run's largest.")
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="mmlu,arc_easy",
+            help="Run all three models on these tasks of the lm-evaluation-harness, too (extra `tasks`).",
+        ),
+    ] = None,
+    tasks_path: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder with YAML files of further tasks for --tasks.")
+    ] = None,
+    tasks_limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Take the first N rows of each task only; to try things out.")
+    ] = None,
     max_relative_error: Annotated[float, typer.Option(help="From it on --oracle fails; at most 0.9.")] = 0.9,
     html: Page = None,
     show_text: Annotated[
@@ -88,7 +101,8 @@ def audit(
     place = log or default_log(folder)
     options = AuditOptions(
         oracle=oracle, model=model, device=device, relative_error=max_relative_error, evaluate=evaluate, gold=gold,
-        deploy=roundings, stress=stress, relearn_lr=relearn_lr,
+        deploy=roundings, stress=stress, relearn_lr=relearn_lr, tasks=tasks.split(",") if tasks else (),
+        tasks_path=tasks_path, tasks_limit=tasks_limit,
     )  # fmt: skip
     check_to_audit(folder, options)
     from lmcleaner.audit.check import audit_model

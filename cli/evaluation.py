@@ -19,6 +19,8 @@ def print_evaluation(evaluation: Document) -> None:
     if "stress" in evaluation:
         _print_relearning(evaluation["stress"]["relearning"])
         _print_reworded(evaluation["stress"]["reworded"])
+    if "tasks" in evaluation:
+        _print_tasks(evaluation["tasks"])
 
 
 def _print_metrics(metrics: Document) -> None:
@@ -77,6 +79,30 @@ def _print_reworded(reworded: Document | None) -> None:
     _print_metrics(reworded["metrics"])
     if reworded["void"] is not None:
         print_text(reworded["void"])
+
+
+def _print_tasks(tasks: Document) -> None:
+    limit = "" if tasks["limit"] is None else f", at most {tasks['limit']} rows each"
+    print_text(f"\ntasks of the lm-evaluation-harness {tasks['harness']}{limit}, ± its standard errors")
+    rows = [
+        {
+            "Task": name,
+            "Rows": task["rows"],
+            "Metric": metric,
+            "Better": ARROWS[found["direction"]],
+            **{column: _with_error(found[side]) for column, side in SIDES.items()},
+        }
+        for name, task in tasks["results"].items()
+        for metric, found in task["metrics"].items()
+    ]
+    print_table(["Task", "Rows", "Metric", "Better", *SIDES], rows)
+
+
+def _with_error(measured: Document) -> str:
+    value, error = measured["value"], measured["stderr"]
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
 
 
 def _beside_gold(metric: Document) -> str:

@@ -2,23 +2,34 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from lmcleaner.audit.deployment import deployment, deployment_problem
-from lmcleaner.audit.evaluation import evaluation_document, rows_to_evaluate, score_models, write_evaluation
+from lmcleaner.audit.evaluation import (
+    EvaluationRows,
+    Models,
+    evaluation_document,
+    rows_to_evaluate,
+    score_models,
+    write_evaluation,
+)
 from lmcleaner.audit.options import AuditOptions
 from lmcleaner.audit.oracle import compare_with_oracle, model_at, replay_counterfactual
 from lmcleaner.audit.statements import stated_forget_set, unequal
 from lmcleaner.audit.stress import relearning_problem, relearning_rate, stress
+from lmcleaner.audit.tasks import task_results
 from lmcleaner.choices import Denominator
-from lmcleaner.evaluation.comparison import Side, compare
+from lmcleaner.evaluation.comparison import Comparison, Side, compare
+from lmcleaner.evaluation.tasks import Tasks, load_tasks
 from lmcleaner.formats.audit_document import Document
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.progress import Progress
 from lmcleaner.training.replay import open_replay, open_unlearned
+from lmcleaner.unlearning.request import ForgetSet
 
 Measured = dict[str, Any] | None
 
@@ -40,11 +51,9 @@ def measure(
     Returns:
         The comparison with the oracle and the evaluation, None where it isn't asked for.
     """
-    forget_set, rows = stated_forget_set(document), None
-    lr = None
+    forget_set, wanted = stated_forget_set(document), None
     if options.evaluate is not None:
-        rows = rows_to_evaluate(log, forget_set, options.evaluate, options.model, progress)
-        lr = relearning_rate(log, rows, options.relearn_lr) if options.stress else None
+        wanted = _wanted(log, forget_set, options.evaluate, options, progress)
     replay = open_replay(log.manifest, options.model, options.device)
     trained = replay.load(log.parameters(log.num_steps))
     unlearned = open_unlearned(replay, folder, options.model)
@@ -56,21 +65,48 @@ def measure(
     if options.oracle:
         found = [parameter.detach() for parameter in unlearned.parameters]
         oracle = compare_with_oracle(log, replay, forget_set, trained, found, counterfactual)
-    if rows is not None:
+    if wanted is not None:
         if options.gold is None:
             kind, gold = "oracle", model_at(replay, counterfactual)
         else:
             kind, gold = "model", open_unlearned(replay, options.gold, options.model).module
         models = {Side.BEFORE: model_at(replay, trained), Side.UNLEARNED: unlearned.module, Side.GOLD: gold}
-        scores = score_models(models, rows.parts, rows.tokenizer, progress)
+        scores = score_models(models, wanted.rows.parts, wanted.rows.tokenizer, progress)
         exact = compare(scores, progress)
-        evaluation = evaluation_document(scores, exact, rows, forget_set, kind)
-        if options.deploy:
-            evaluation["deployment"] = deployment(models, rows, exact, options.deploy, progress)
-        if lr is not None:
-            evaluation["stress"] = stress(models, rows, lr, progress)
+        evaluation = evaluation_document(scores, exact, wanted.rows, forget_set, kind)
+        evaluation |= _further(models, exact, wanted, options, progress)
         write_evaluation(folder, evaluation, scores)
     return oracle, evaluation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """What an evaluation needs but the models."""
+
+    rows: EvaluationRows
+    lr: float | None  # of the relearning; None without one
+    tasks: Tasks | None
+
+
+def _wanted(log: TrainingLog, forget_set: ForgetSet, spec: str, options: AuditOptions, progress: Progress) -> _Wanted:
+    tasks = load_tasks(options.tasks, options.tasks_path, options.tasks_limit) if options.tasks else None
+    rows = rows_to_evaluate(log, forget_set, spec, options.model, progress)
+    lr = relearning_rate(log, rows, options.relearn_lr) if options.stress else None
+    return _Wanted(rows=rows, lr=lr, tasks=tasks)
+
+
+def _further(
+    models: Models, exact: Sequence[Comparison], wanted: _Wanted, options: AuditOptions, progress: Progress
+) -> Document:
+    """What else was asked for."""
+    found: Document = {}
+    if options.deploy:
+        found["deployment"] = deployment(models, wanted.rows, exact, options.deploy, progress)
+    if wanted.lr is not None:
+        found["stress"] = stress(models, wanted.rows, wanted.lr, progress)
+    if wanted.tasks is not None:
+        found["tasks"] = task_results(models, wanted.rows.tokenizer, wanted.tasks, progress)
+    return found
 
 
 def oracle_problem(document: Document, oracle: dict[str, Any], largest: float) -> str | None:

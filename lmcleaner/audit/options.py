@@ -25,6 +25,9 @@ class AuditOptions:
         stress: trains the unlearned and the gold model on a half of the rows to forget, and evaluates all models on
             paraphrased questions.
         relearn_lr: learning rate of that training; the run's largest where there is none.
+        tasks: runs all models on these tasks, groups or tags of the lm-evaluation-harness, too.
+        tasks_path: folder with YAML files of further tasks, in the harness's form.
+        tasks_limit: how many rows of each task are taken; all without one.
     """
 
     oracle: bool = False
@@ -36,6 +39,9 @@ class AuditOptions:
     deploy: Sequence[Rounding] = ()
     stress: bool = False
     relearn_lr: float | None = None
+    tasks: Sequence[str] = ()
+    tasks_path: Path | None = None
+    tasks_limit: int | None = None
 
     def __post_init__(self) -> None:
         """Checks ranges, and that the options go together.
@@ -44,7 +50,10 @@ class AuditOptions:
             UsageError: a value is out of its range, or something serves an evaluation that isn't asked for.
         """
         object.__setattr__(self, "deploy", tuple(choose(Rounding, name, "deploy") for name in self.deploy))
-        serving = {"--gold": self.gold is not None, "--deploy": bool(self.deploy), "--stress": self.stress}
+        serving = {
+            "--gold": self.gold is not None, "--deploy": bool(self.deploy), "--stress": self.stress,
+            "--tasks": bool(self.tasks),
+        }  # fmt: skip
         for option, is_given in serving.items():
             if is_given and self.evaluate is None:
                 raise UsageError(f"{option} serves an evaluation: expected --evaluate beside {option}")
@@ -52,6 +61,10 @@ class AuditOptions:
             raise UsageError("--relearn-lr is the learning rate of --stress: expected both, found --relearn-lr alone")
         if self.relearn_lr is not None and not 0 < self.relearn_lr < float("inf"):
             raise UsageError(f"--relearn-lr: expected above 0, found {self.relearn_lr}")
+        if self.tasks_path is not None and not self.tasks:
+            raise UsageError("--tasks-path: expected --tasks beside it, which names tasks of that folder")
+        if self.tasks_limit is not None and not (self.tasks and self.tasks_limit > 0):
+            raise UsageError(f"--tasks-limit: expected above 0, and --tasks beside it, found {self.tasks_limit}")
 
     @property
     def measures(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""The libraries of the extra `evaluate`."""
+"""The libraries of the extras `evaluate` and `tasks`."""
 
 from typing import Any
 
@@ -46,4 +46,20 @@ def rouge_scorer() -> Any:
         from rouge_score import rouge_scorer as module
     except ImportError as error:
         raise NotFoundError("ROUGE needs the rouge-score library", hint=_HINT) from error
+    return module
+
+
+def lm_eval() -> Any:
+    """The module `lm_eval`, EleutherAI's lm-evaluation-harness.
+
+    Returns:
+        The module.
+
+    Raises:
+        NotFoundError: lm_eval isn't installed.
+    """
+    try:
+        import lm_eval as module
+    except ImportError as error:
+        raise NotFoundError("--tasks needs the lm_eval library", hint="`pip install 'lmcleaner[tasks]'`") from error
     return module

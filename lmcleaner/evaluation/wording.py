@@ -5,7 +5,7 @@ from typing import Any
 
 SIDES = {"Before": "before", "LMCleaner": "unlearned", "Gold": "gold"}  # heads of columns and keys of documents
 GOLDS = {"oracle": "the counterfactual run, replayed", "model": "a model that was given"}
-ARROWS = {"higher": "↑", "lower": "↓", "gold": "closest to gold"}
+ARROWS = {"higher": "↑", "lower": "↓", "gold": "closest to gold", "unknown": "not said"}
 NOT_REWORDED = "the rows to forget have none"
 
 _ANSWERS = {"yes": "what was forgotten CAME BACK, by ", "unclear": "unclear whether it came back, by "}

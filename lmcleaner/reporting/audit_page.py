@@ -26,6 +26,7 @@ from lmcleaner.reporting.page import Section, make_page
 from lmcleaner.reporting.request_sections import asked, covered, done
 from lmcleaner.reporting.stress_sections import deployment, relearning, reworded
 from lmcleaner.reporting.sweep_sections import deviation, errors, windows
+from lmcleaner.reporting.task_sections import ability
 from lmcleaner.reporting.texts import row_texts
 
 _FIRST_REASONS = 5  # that are read without opening anything
@@ -86,6 +87,7 @@ def _document_sections(
         deployment(evaluation),
         relearning(evaluation),
         reworded(evaluation),
+        ability(evaluation),
         _hashes(report, folder),
     ]
 

@@ -39,6 +39,7 @@ def line_chart(
     Returns:
         A figure; nothing without a point.
     """
+    assert not (limit and beside)
     given = [list(line) for line in lines]
     drawn = [_finite(line) for line in given]
     points = [point for line in drawn for point in line]

@@ -68,7 +68,7 @@ def metric_table(caption: str, found: Document) -> Html:
     """A document's `metrics` of all three models, with intervals."""
     rows = [
         [
-            name, _better(metric["direction"]), *(estimate(metric[side]) for side in SIDES.values()),
+            name, better(metric["direction"]), *(estimate(metric[side]) for side in SIDES.values()),
             metric["closer_to_gold"],
         ]
         for name, metric in found.items()
@@ -91,9 +91,10 @@ def between(found: Document) -> str:
     return f"[{shown(found['low'])},\u00a0{shown(found['high'])}]"
 
 
-def _better(direction: str) -> str:
-    """An arrow alone says nothing to who hears the page."""
-    return ARROWS[direction] if direction == "gold" else f"{ARROWS[direction]}\u00a0{direction}"
+def better(direction: str) -> str:
+    """Which way is better; an arrow alone says nothing to who hears the page."""
+    is_arrow = direction in {"higher", "lower"}
+    return f"{ARROWS[direction]}\u00a0{direction}" if is_arrow else ARROWS[direction]
 
 
 def evaluated_rows(evaluation: Document, document: Document, log: TrainingLog) -> list[str]:

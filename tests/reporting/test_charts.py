@@ -54,6 +54,17 @@ def test_the_labels_are_round_and_the_course_is_told() -> None:
     assert "dashed: threshold 1" in picture
 
 
+def test_a_line_is_told_and_drawn_beside_another() -> None:
+    picture = line_chart("Recall", [[(0, 0.1), (5, 0.3)]], beside=("Gold", [(0, 0.2), (10, 0.8), (20, float("nan"))]))
+    assert re.findall(r"<span>([^<]*)</span>", picture)[-3:] == ["step 0", "5", "10"]
+    assert "From 0.1 at step 0 to 0.3 at step 5" in picture
+    assert "Gold: From 0.2 at step 0 to 0.8 at step 10" in picture
+    assert "(dashed: Gold)" in picture
+    line, dashed = re.findall(r'<path d="(M[^"]*)" class="(?:line|limit)"', picture)
+    assert line == "M0.0 262.5L500.0 187.5"
+    assert dashed == "M0.0 225.0L1000.0 0.0"
+
+
 def test_very_many_lines_stay_small() -> None:
     lines = [[(10 * line + step, float(step % 7)) for step in range(10)] for line in range(5_000)]
     assert len(line_chart("Norms", lines)) < 400_000
