@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install demo fmt lint types test test-tasks check bench docs clean FORCE
+.PHONY: install demo fmt lint types test check bench docs clean FORCE
 
 install: $(INSTALLED)
 
@@ -37,12 +37,6 @@ types: install build/typed
 
 test: install
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
-
-# In an environment of its own: the harness brings 35 packages that nothing else needs.
-test-tasks:
-	$(PYTHON) -m venv build/tasks
-	build/tasks/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,tasks]'
-	build/tasks/bin/pytest tests/audit/test_tasks.py
 
 check: lint types test
 

@@ -5,7 +5,6 @@ import json
 import shutil
 import sys
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,6 @@ from long_log import HOSTILE
 from page_checker import PageChecker
 from tiny_runs import TinyRun, record_tiny, rows, unlearn_tiny, write_rows
 
-needs_harness = pytest.mark.skipif(
-    find_spec("lm_eval") is None, reason="needs the lm-evaluation-harness: make test-tasks installs the extra `tasks`"
-)
 LIMIT = 10
 
 
@@ -110,7 +106,6 @@ def _accuracy(model: Path, questions: list[dict[str, Any]], base: Path) -> float
     return sum(right) / len(right)
 
 
-@needs_harness
 def test_the_accuracy_is_that_of_the_models(audited: Result, learned: Learned) -> None:
     assert audited.exit_code == 0, audited.output
     found = read_audit(learned.folder)["evaluation"]["tasks"]
@@ -125,7 +120,6 @@ def test_the_accuracy_is_that_of_the_models(audited: Result, learned: Learned) -
         assert accuracy["before"]["stderr"] == pytest.approx((value * (1 - value) / (LIMIT - 1)) ** 0.5)
 
 
-@needs_harness
 def test_the_document_holds_what_the_harness_says(audited: Result, learned: Learned) -> None:
     document = read_audit(learned.folder)
     assert schema_problems(document) == []
@@ -147,7 +141,6 @@ def test_the_document_holds_what_the_harness_says(audited: Result, learned: Lear
     assert audit_model(learned.folder, learned.run.log).passed
 
 
-@needs_harness
 def test_the_terminal_shows_it_and_nothing_of_the_harness(audited: Result, learned: Learned) -> None:
     lines = audited.stdout.splitlines()
     (head,) = [line for line in lines if line.startswith("tasks of the lm-evaluation-harness")]
@@ -158,7 +151,6 @@ def test_the_terminal_shows_it_and_nothing_of_the_harness(audited: Result, learn
     assert "it/s" not in audited.output
 
 
-@needs_harness
 def test_what_there_is_not_is_said_before_anything_is_computed(learned: Learned, folder: Path, tmp_path: Path) -> None:
     unknown = learned.audit("--tasks", "street", "--tasks-path", folder)
     assert unknown.exit_code == NotFoundError.exit_code
