@@ -25,6 +25,7 @@ from lmcleaner.training.recorded import RecordedGradients
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.state import TrainingState
 from lmcleaner.training.vectors import global_norm
+from lmcleaner.unlearning.prediction import fisher_product
 from lmcleaner.unlearning.recorded import Recorded
 from lmcleaner.unlearning.trajectory import ReadTrajectory
 from lmcleaner.unlearning.windows import Window
@@ -139,12 +140,17 @@ def measure_costs(
         parts["product"] = lambda step: curvature_product(replay, multiplied, step, here, direction, 0.0)
     seconds, activation_bytes = _parts_cost(log, replay, windows, parts) if reads_rows else ({}, 0)
     gradient_seconds = seconds.get("gradient", 0.0)
-    stored_seconds, written_seconds, load_seconds = (
-        _written_costs(log, replay, windows[0], mode, rank, found, direction) if mode in WRITTEN else (0.0, 0.0, 0.0)
-    )
-    work_seconds = stored_seconds + written_seconds if mode in WRITTEN else gradient_seconds
+    stored_seconds = load_seconds = written_seconds = 0.0
+    work: Callable[[], object] = partial(_work, min(gradient_seconds, _READ_AHEAD_SECONDS), replay.device)
+    if mode in WRITTEN:
+        stored_seconds = _stored_seconds(log, replay, windows[0], found)
+        work, load_seconds = _written_product(log, replay, mode, rank, found, direction)
     with closing(trajectory):
-        carry_seconds, read_seconds = _carry_seconds(log, replay.device, state, trajectory, windows[0], work_seconds)
+        work_seconds, carry_seconds, read_seconds = _step_seconds(
+            log, replay.device, state, trajectory, windows[0], work
+        )
+    if mode in WRITTEN:
+        written_seconds = work_seconds
     return Costs(
         gradient_seconds=gradient_seconds,
         predicted_seconds={mode: seconds.get("predicted", 0.0)},
@@ -212,15 +218,15 @@ def _seconds_per_token(
     return sum(seconds) / float(tokens[: len(seconds)].sum())
 
 
-def _carry_seconds(
+def _step_seconds(
     log: TrainingLog,
     device: torch.device,
     state: TrainingState,
     trajectory: ReadTrajectory,
     window: Window,
-    work_seconds: float,
-) -> tuple[float, float]:
-    """Carrying and reading: means over the first steps of a window, updates being read ahead while a step is worked at.
+    work: Callable[[], object],
+) -> tuple[float, float, float]:
+    """Means over the first steps of a window, taken as a sweep takes them: updates are read ahead meanwhile.
 
     Args:
         log: the training log.
@@ -228,10 +234,10 @@ def _carry_seconds(
         state: the state at the window's start; is advanced.
         trajectory: θ from there on.
         window: the window.
-        work_seconds: what the rest of a step takes.
+        work: what else a step takes.
 
     Returns:
-        Seconds of both.
+        Seconds of the work, of an optimizer step, and of reading θ and measuring δ.
     """
 
     def carry(number: int) -> None:
@@ -243,12 +249,13 @@ def _carry_seconds(
         if there is not None:
             global_norm([p - q.detach().to(device) for p, q in zip(there, state.parameters, strict=True)])
 
-    carrying, reading = list[float](), list[float]()
+    parts: list[tuple[float, float, float]] = []
     for number in range(window.start, min(window.start + 1 + _STEPS, window.end)):
-        _work(min(work_seconds, _READ_AHEAD_SECONDS), device)
-        carrying.append(_timed(partial(carry, number), device))
-        reading.append(_timed(partial(read, number), device))
-    return mean(carrying[1:] or carrying), mean(reading[1:] or reading)
+        worked = _timed(work, device)
+        carried = _timed(partial(carry, number), device)
+        parts.append((worked, carried, _timed(partial(read, number), device)))
+    worked, carried, read_seconds = (mean(part) for part in zip(*(parts[1:] or parts), strict=True))
+    return worked, carried, read_seconds
 
 
 def _work(seconds: float, device: torch.device) -> None:
@@ -261,39 +268,36 @@ def _work(seconds: float, device: torch.device) -> None:
         torch.mm(some, some)
 
 
-def _written_costs(
-    log: TrainingLog,
-    replay: ReplayModel,
-    window: Window,
-    mode: HessianMode,
-    rank: int,
-    found: Recorded,
-    direction: list[Tensor],
-) -> tuple[float, float, float]:
-    """Reading a gradient, a product, and reading an estimate.
-
-    Where the estimate is yet to be made, a diagonal stands for it, as often as it would have eigenpairs.
-    """
+def _stored_seconds(log: TrainingLog, replay: ReplayModel, window: Window, found: Recorded) -> float:
+    """Reading a gradient from the log, as a mean over the first ones of a window; 0 where none is read."""
     gradients = RecordedGradients(log, replay)
     steps = [number for number in range(window.start, window.end) if number in found.gradients][: _STEPS + 1]
     stored = [_timed(partial(gradients.unclipped, number), replay.device) for number in steps]
+    return mean(stored[1:] or stored or [0.0])
+
+
+def _written_product(
+    log: TrainingLog, replay: ReplayModel, mode: HessianMode, rank: int, found: Recorded, direction: list[Tensor]
+) -> tuple[Callable[[], object], float]:
+    """A product of a written mode, with what is done to it afterwards, and the seconds of reading its estimate.
+
+    Where the estimate is yet to be made, a diagonal stands for it, as often as it would have eigenpairs.
+    """
     loaded: list[Estimate] = []
-    load_seconds = 0.0
+    seconds = 0.0
     if found.curvature:
-        load_seconds = _timed(
-            lambda: loaded.append(load_estimate(log, found.curvature[0], rank, replay.device)), replay.device
-        )
+        load = partial(load_estimate, log, found.curvature[0], rank, replay.device)
+        seconds = _timed(lambda: loaded.append(load()), replay.device)
     estimate = loaded[0] if loaded else Diagonal(direction)
     times = 2 * rank if mode is HessianMode.LOW_RANK and not loaded else 1
 
     def multiply() -> None:
         for _ in range(times):
-            product = estimate @ direction
+            product = fisher_product([*direction], direction) if mode is HessianMode.FISHER else estimate @ direction
         for part, other in zip(product, direction, strict=True):
             part.add_(other).sub_(other)  # the damping, and the difference of the gradients
 
-    products = [_timed(multiply, replay.device) for _ in range(_STEPS)]
-    return mean(stored[1:] or stored or [0.0]), mean(products[1:]), load_seconds
+    return multiply, seconds
 
 
 def _timed(compute: Callable[[], object], device: torch.device) -> float:

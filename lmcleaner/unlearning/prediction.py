@@ -160,19 +160,28 @@ class FisherPrediction(WrittenPrediction):
     ) -> Gradient:
         """One gradient at most."""
         gradient = self._gradient(number, step, parameters)
-        return _difference(gradient, self._times(gradient, deviation))
+        return _difference(gradient, _damped(fisher_product(gradient, deviation), deviation, self._setting.damping))
 
     def product(
         self, number: int, step: StepRecord, parameters: Sequence[Tensor], vector: Sequence[Tensor]
     ) -> list[Tensor]:
         """One gradient at most."""
-        return self._times(self._gradient(number, step, parameters), vector)
+        return _damped(fisher_product(self._gradient(number, step, parameters), vector), vector, self._setting.damping)
 
-    def _times(self, gradient: Gradient, vector: Sequence[Tensor]) -> list[Tensor]:
-        pairs = [(g, part) for g, part in zip(gradient, vector, strict=True) if g is not None]
-        slope = sum(float(torch.sum(g * part, dtype=torch.float64)) for g, part in pairs)
-        product = [torch.zeros_like(v) if g is None else g * slope for g, v in zip(gradient, vector, strict=True)]
-        return _damped(product, vector, self._setting.damping)
+
+def fisher_product(gradient: Gradient, vector: Sequence[Tensor]) -> list[Tensor]:
+    """g·(gᵀ·v).
+
+    Args:
+        gradient: g, one tensor for each parameter, or None.
+        vector: v, one tensor for each parameter.
+
+    Returns:
+        The product; zeros where there is no gradient.
+    """
+    pairs = [(g, part) for g, part in zip(gradient, vector, strict=True) if g is not None]
+    slope = sum(float(torch.sum(g * part, dtype=torch.float64)) for g, part in pairs)
+    return [torch.zeros_like(v) if g is None else g * slope for g, v in zip(gradient, vector, strict=True)]
 
 
 def make_prediction(log: TrainingLog, setting: Setting, rank: int) -> Prediction:

@@ -34,7 +34,10 @@ def replay() -> ReplayModel:
         model=SimpleNamespace(forward_arguments={}, loss=None),
     )
     parts = {"module": module, "parameters": [*named.values()], "manifest": manifest, "device": WHERE}
-    return cast(ReplayModel, SimpleNamespace(**parts, scaled=lambda loss: loss, restore_rng=lambda _: None))
+    return cast(
+        ReplayModel,
+        SimpleNamespace(**parts, scaled=lambda loss: loss, restore_rng=lambda _: None, constants=lambda _: {}),
+    )
 
 
 @pytest.fixture(scope="module")
