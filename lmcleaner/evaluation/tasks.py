@@ -70,7 +70,10 @@ def load_tasks(names: Sequence[str], folder: Path | None, limit: int | None) -> 
         with _quiet():
             loaded = manager.load([*names])
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise NotFoundError(f"--tasks: {', '.join(names)} can't be loaded: {error}") from error
+        raise NotFoundError(
+            f"--tasks: {', '.join(names)} can't be loaded: {error}",
+            hint="its data must be on a hub that can be reached, or cached; --tasks-path names tasks of your own",
+        ) from error
     unsafe = sorted(name for name, task in loaded["tasks"].items() if getattr(task, "UNSAFE_CODE", False))
     if unsafe:
         raise UsageError(f"--tasks: {unsafe[0]} runs code that the models write: expected tasks that only read it")

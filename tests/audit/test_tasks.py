@@ -161,8 +161,9 @@ def test_what_there_is_not_is_said_before_anything_is_computed(learned: Learned,
     task = yaml.safe_load((folder / "streets.yaml").read_text())
     task["dataset_kwargs"]["data_files"]["test"] = str(tmp_path / "nowhere.jsonl")
     (tmp_path / "streets.yaml").write_text(yaml.safe_dump(task))
-    with pytest.raises(NotFoundError, match=r"--tasks: streets can't be loaded: .*nowhere.jsonl"):
+    with pytest.raises(NotFoundError, match=r"--tasks: streets can't be loaded: .*nowhere.jsonl") as unloaded:
         load_tasks(["streets"], tmp_path, None)
+    assert "--tasks-path" in str(unloaded.value.hint)
     task["dataset_kwargs"]["data_files"]["test"] = str(folder / "streets.jsonl")
     (tmp_path / "streets.yaml").write_text(yaml.safe_dump(task | {"unsafe_code": True}))
     with pytest.raises(UsageError, match="streets runs code that the models write"):

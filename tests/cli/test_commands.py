@@ -64,6 +64,8 @@ def test_the_whole_way_as_a_user_would_type_it(base_model: Path, tmp_path: Path)
     planned = _run("inspect", log, "--forget", "forget", "--plan", "--K", "all")
     assert planned.exit_code == 0
     assert "as measured on this machine" in planned.stdout
+    assert "are the most" not in planned.stdout
+    assert "are the most" in _run("inspect", log, "--forget", "forget", "--plan", "--K", "auto", "--quick").stdout
     quick = _run("inspect", log, "--forget", "forget", "--plan", "--K", "all", "--quick")
     assert "parameter memory" in quick.stdout
     made = _run("unlearn", log, "--forget", "forget", "--output", output, "--K", "all", "--hessian-mode", "ggn")
