@@ -225,7 +225,8 @@ def _words_of(chosen: dict[str, Any]) -> list[str]:
 def _new(chosen: dict[str, Any]) -> RecordOptions:
     missing = [f"--{name}" for name in ("model", "data", "output") if not chosen[name]]
     if missing:
-        raise UsageError(f"missing: {' and '.join(missing)}", hint="only --resume takes model and data from the log")
+        hint = "a folder for the trained model" if missing == ["--output"] else "only --resume takes them from the log"
+        raise UsageError(f"missing: {' and '.join(missing)}", hint=hint)
     return RecordOptions(**chosen)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.reader import TrainingLog
 
 
@@ -49,7 +50,12 @@ def find_text(log: TrainingLog, text: str, tokenizer: Any) -> list[Match]:
 
     Returns:
         Matches in the order of their first use.
+
+    Raises:
+        UsageError: there is nothing to look for.
     """
+    if not text.strip():
+        raise UsageError(f"--find: expected a text, found {text!r}")
     wanted = text.casefold()
     decoded = (
         (row, tokenizer.decode(log.sample(row).tokens.tolist(), skip_special_tokens=True).strip())

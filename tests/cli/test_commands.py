@@ -190,6 +190,7 @@ def test_a_rank_of_another_mode_is_refused(adamw_run: TinyRun) -> None:
 
 def test_a_text_that_no_sample_holds_is_told_by_the_exit_code(adamw_run: TinyRun) -> None:
     assert _run("inspect", adamw_run.log, "--find", rows(20)[3]["question"]).exit_code == 0
+    assert _run("inspect", adamw_run.log, "--find", " ").exit_code == 2
     shown = _run("inspect", adamw_run.log, "--find", "nobody at all")
     assert (shown.exit_code, shown.stdout) == (1, "found 'nobody at all' in 0 of 20 samples\n")
     told = _run("inspect", adamw_run.log, "--find", "nobody at all", "--json")
@@ -297,6 +298,7 @@ ERRORS: dict[str, tuple[list[str], int, str]] = {
     "a log that exists": (
         ["record", "{log}", "--model", "{base}", "--data", "{data}", "--output", "{tmp}/o"], 11, "log exists already",
     ),
+    "no output": (["record", "{tmp}/l", "--model", "m", "--data", "d"], 2, "missing: --output"),
     "neither a model nor data": (["record", "{tmp}/l", "--output", "{tmp}/o"], 2, "missing: --model and --data"),
     "nothing to resume": (["record", "{log}", "--resume", "--output", "{tmp}/o"], 11, "nothing to resume: "),
     "data that isn't there": (
