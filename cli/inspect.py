@@ -229,8 +229,9 @@ def _show_step(log: "TrainingLog", step: int, *, as_json: bool) -> None:
             f"microbatch {number}: {counted(microbatch.num_rows, 'row')} of {counted(microbatch.width, 'token')}"
             f"{packed}, denominator {microbatch.denominator:g}"
         )
-        for row, sample in zip(microbatch.rows, microbatch.samples, strict=True):
-            print_text(f"  row {row}: {sample.digest.hex()} ({counted(len(sample.tokens), 'token')})")
+        for place, (row, sample) in enumerate(zip(microbatch.rows, microbatch.samples, strict=True)):
+            where = f"row {row}, sample {place}" if microbatch.packed else f"row {row}"
+            print_text(f"  {where}: {sample.digest.hex()} ({counted(len(sample.tokens), 'token')})")
 
 
 def _rates(log: "TrainingLog", lr: Sequence[float]) -> str:
@@ -254,7 +255,7 @@ def _find(log: "TrainingLog", text: str, model: str | None, *, as_json: bool) ->
             uses = ", ".join(f"{use.step}.{use.microbatch}.{use.row}" for use in match.occurrences)
             print_text(f"sample {match.digest}")
             print_text(f"  {match.text}")
-            print_text(f"  used in (step.microbatch.row): {uses}")
+            print_text(f"  used in (step.microbatch.sample): {uses}")
         print_text(f"found {text!r} in {len(matches)} of {counted(len(log.table('samples/stop')), 'sample')}")
     if not matches:
         raise typer.Exit(1)

@@ -266,8 +266,8 @@ def test_inspect_shows_which_samples_a_row_packs(padded: Path) -> None:
     lengths = [len(row["input_ids"]) for row in rows()[:ROWS]]
     width = max(lengths[0] + lengths[2], lengths[1] + lengths[3])
     assert f"microbatch 0: 2 rows of {width} tokens, packing 4 samples, denominator {sum(lengths) - ROWS}" in shown
-    described = [line.split()[:2] for line in shown.splitlines() if line.startswith("  row")]
-    assert described == [["row", "0:"], ["row", "0:"], ["row", "1:"], ["row", "1:"]]
+    described = [line.strip().partition(":")[0] for line in shown.splitlines() if line.startswith("  row")]
+    assert described == ["row 0, sample 0", "row 0, sample 1", "row 1, sample 2", "row 1, sample 3"]
     document = json.loads(CliRunner().invoke(app, ["inspect", str(padded), "--step", "0", "--json"]).output)
     assert (document["microbatches"][0]["packed"], document["microbatches"][0]["rows"]) == (True, 2)
 
