@@ -7,22 +7,25 @@ import pytest
 from chromium import PROGRAM, browser
 from lmcleaner.audit.check import audit_model
 from lmcleaner.audit.options import AuditOptions
+from lmcleaner.choices import Rounding
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.reporting.audit_page import audit_page
 from lmcleaner.reporting.log_page import log_page
-from tiny_runs import TinyRun, unlearn_tiny
+from tiny_runs import record_tiny, unlearn_tiny
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")]
 WIDTHS = (360, 800, 1280)
 
 
 @pytest.fixture(scope="module")
-def pages(adamw_run: TinyRun, long_log: TrainingLog, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def pages(base_model: Path, long_log: TrainingLog, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
-    unlearn_tiny(adamw_run, folder / "out", "GGN", K=2, oracle=True)
-    report = audit_model(folder / "out", adamw_run.log, AuditOptions(evaluate="log"))
+    run = record_tiny(base_model, folder, num_forget=6)
+    unlearn_tiny(run, folder / "out", "GGN", K=2, oracle=True)
+    options = AuditOptions(evaluate="log", deploy=(Rounding.INT8,), stress=True)
+    report = audit_model(folder / "out", run.log, options)
     content = {
-        "audit": audit_page(report, folder / "out", str(adamw_run.log), show_text=True),
+        "audit": audit_page(report, folder / "out", str(run.log), show_text=True),
         "log": log_page(long_log),
     }
     for name, page in content.items():
