@@ -19,10 +19,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from clock import Clock
 from lmcleaner import Codec, HessianMode, ModelDtype, RecordOptions, TrainingLog, UnlearnOptions, record, unlearn
 from lmcleaner.data.encoding import Encoding
 from lmcleaner.data.rows import read_rows
-from lmcleaner.progress import Silent
 from lmcleaner.recording.options import DEFAULT_TEMPLATE
 from lmcleaner.recording.training import make_trainer
 from lmcleaner.training.adapters import new_lora
@@ -73,24 +73,6 @@ LOGGED = ("none", "lossless")
 MODES = (HessianMode.SECANT, HessianMode.GGN, HessianMode.EXACT)
 
 
-class _Clock(Silent):
-    """Notes when each step ended."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def advance(self) -> None:
-        """A step ended."""
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-        self.times.append(time.perf_counter())
-
-    def step_seconds(self) -> float:
-        """Of the steps after the first few, as a mean."""
-        times = self.times[WARM_STEPS - 1 : STEPS]
-        return (times[-1] - times[0]) / (len(times) - 1)
-
-
 def _options(folder: Path, name: str, updates: str) -> RecordOptions:
     case = CASES[name]
     return RecordOptions(
@@ -118,20 +100,20 @@ def _train(options: RecordOptions) -> dict[str, Any]:
     if options.lora_rank is not None:
         torch.manual_seed(options.seed)
         model = new_lora(model, options.lora_rank, options.lora_rank, None)
-    clock = _Clock()
+    clock = Clock()
     with tempfile.TemporaryDirectory() as scratch:
         make_trainer(model, tokenizer, samples, options, Path(scratch), clock).train()
     peak = torch.cuda.max_memory_allocated() if DEVICE == "cuda" else 0
-    return {"step_seconds": clock.step_seconds(), "peak": peak}
+    return {"step_seconds": clock.step_seconds(WARM_STEPS), "peak": peak}
 
 
 def _record(folder: Path, name: str, updates: str) -> dict[str, Any]:
-    clock, started = _Clock(), time.perf_counter()
+    clock, started = Clock(), time.perf_counter()
     log = folder / f"log-{name}-{updates}"
     result = record(log, _options(folder, name, updates), clock)
     manifest, check = TrainingLog(log).manifest, result.self_check
     return {
-        "step_seconds": clock.step_seconds(), "seconds": time.perf_counter() - started,
+        "step_seconds": clock.step_seconds(WARM_STEPS), "seconds": time.perf_counter() - started,
         "elements": manifest.num_elements, "bytes": result.log_bytes["updates"], "matmul": manifest.numerics.matmul,
         "self_check": check.state if check else "none", "why": check.why if check else "",
     }  # fmt: skip

@@ -23,6 +23,7 @@ from drawing import draw
 from rich.console import Console
 from rich.table import Table
 
+from clock import Clock
 from lmcleaner import (
     Codec,
     CurvatureKind,
@@ -200,26 +201,14 @@ def _trained(log: TrainingLog, options: RecordOptions, forgotten: Set[bytes]) ->
     """
     model, tokenizer = load_base_model(log.manifest), load_tokenizer(options.model)
     rows = [log.sample(row) for digest, row in log.sample_rows.items() if digest not in forgotten]
-    clock = _Clock()
+    clock = Clock()
     with tempfile.TemporaryDirectory() as scratch:
         make_trainer(model, tokenizer, rows, options, Path(scratch), clock).train()
-    taken = clock.times[-1] - clock.times[WARM_STEPS]
     return model, {
         "seconds": clock.times[-1] - clock.times[0],
         "steps": len(clock.times) - 1,
-        "step_seconds": taken / (len(clock.times) - 1 - WARM_STEPS),
+        "step_seconds": clock.step_seconds(WARM_STEPS),
     }
-
-
-class _Clock(Silent):
-    """Notes when each step ended, and when the first began."""
-
-    def __init__(self) -> None:
-        self.times = [time.perf_counter()]
-
-    def advance(self) -> None:
-        """A step ended."""
-        self.times.append(time.perf_counter())
 
 
 def _lines(path: Path) -> list[str]:

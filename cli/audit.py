@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lmcleaner.audit.check import AuditReport
 
 
-_OPTIONS = {"oracle": "oracle", "evaluation": "evaluate"}  # what asks for a measurement
+_ASKED_BY = {"oracle": "oracle", "evaluation": "evaluate"}  # measurement -> its option
 _NEVER_LEARNED = (
     "hint: record a run that learns the rows, by more --epochs or a higher --lr; `lmcleaner inspect` shows its loss, "
     "docs/quickstart.md has settings for a model that has learned nothing yet"
@@ -127,7 +127,7 @@ def _exit_code(report: "AuditReport", wanted: Sequence[str]) -> int:
         error = InsufficientLogError(
             f"not measured, though asked for: {' and '.join(missing)}: {report.unchecked[missing[0]]}",
             hint="what else was checked is shown; measure before a redaction, or audit without "
-            f"{' and '.join(f'--{_OPTIONS[name]}' for name in missing)}",
+            f"{' and '.join(f'--{_ASKED_BY[name]}' for name in missing)}",
         )
         print_error(error, as_json=False)
         return error.exit_code

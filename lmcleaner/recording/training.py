@@ -33,7 +33,7 @@ from lmcleaner.training.models import load_base_model, load_model, load_tokenize
 from lmcleaner.training.numerics import CUBLAS_WORKSPACE, computing_with, default_threads, restored_numerics
 from lmcleaner.training.vectors import torch_dtype
 
-_WORKSPACE = ":4096:8"  # with which cuBLAS is deterministic; as torch.use_deterministic_algorithms says
+_DETERMINISTIC_WORKSPACE = ":4096:8"  # with which cuBLAS is deterministic; as torch.use_deterministic_algorithms says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +165,7 @@ def _numerics(past: TrainingLog | None, options: RecordOptions, model: Any) -> A
     has_gpu = torch.cuda.is_available()
     chosen = options.deterministic
     deterministic = chosen if chosen is not None else has_gpu or torch.are_deterministic_algorithms_enabled()
-    workspace = os.environ.get(CUBLAS_WORKSPACE, _WORKSPACE) if deterministic and has_gpu else None
+    workspace = os.environ.get(CUBLAS_WORKSPACE, _DETERMINISTIC_WORKSPACE) if deterministic and has_gpu else None
     # Flushed, because tiny deviations become denormal later and slow a step down tenfold.
     return computing_with(threads, True, deterministic, cublas_workspace=workspace)
 

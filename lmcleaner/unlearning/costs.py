@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmcleaner.choices import WRITTEN, HessianMode, Propagation
-from lmcleaner.curvature.estimates import Diagonal, Estimate
+from lmcleaner.curvature.estimates import Diagonal
 from lmcleaner.curvature.linearized import OPERATORS, curvature_product, predicted_gradient
 from lmcleaner.curvature.segments import ESTIMATED
 from lmcleaner.curvature.stored import load_estimate
@@ -283,18 +283,18 @@ def _written_product(
 
     Where the estimate is yet to be made, a diagonal stands for it, as often as it would have eigenpairs.
     """
-    loaded: list[Estimate] = []
-    seconds = 0.0
-    if found.curvature:
-        load = partial(load_estimate, log, found.curvature[0], rank, replay.device)
-        seconds = _timed(lambda: loaded.append(load()), replay.device)
-    estimate = loaded[0] if loaded else Diagonal(direction)
-    times = 2 * rank if mode is HessianMode.LOW_RANK and not loaded else 1
+    started = time.perf_counter()
+    estimate = load_estimate(log, found.curvature[0], rank, replay.device) if found.curvature else Diagonal(direction)
+    seconds = time.perf_counter() - started
+    times = 2 * rank if mode is HessianMode.LOW_RANK and not found.curvature else 1
+    product: Callable[[], list[Tensor]] = partial(estimate.__matmul__, direction)
+    if mode is HessianMode.FISHER:
+        product = partial(fisher_product, [*direction], direction)
 
     def multiply() -> None:
         for _ in range(times):
-            product = fisher_product([*direction], direction) if mode is HessianMode.FISHER else estimate @ direction
-        for part, other in zip(product, direction, strict=True):
+            made = product()
+        for part, other in zip(made, direction, strict=True):
             part.add_(other).sub_(other)  # the damping, and the difference of the gradients
 
     return multiply, seconds

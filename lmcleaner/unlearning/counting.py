@@ -35,7 +35,7 @@ class Counts:
     replayed: int
     plain: int
     gradients: int
-    stored: frozenset[int]
+    stored: int
     products: int
     estimates: int
     sampled: int
@@ -92,7 +92,7 @@ def count_sweep(
         plain=len(lead_in - found.given) + measurements + initial + num_sampled
         + (0 if exact_steps(log) else replayed),
         gradients=len(needed - found.gradients),
-        stored=(found.given & lead_in) | (found.gradients & needed),
+        stored=len((found.given & lead_in) | (found.gradients & needed)),
         products=len(deviated) if mode in OPERATORS else 0,
         estimates=0 if found.curvature else sum(_estimate_products(log, window, mode, rank) for window in windows),
         sampled=num_sampled,

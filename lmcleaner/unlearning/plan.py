@@ -115,7 +115,7 @@ def make_plan(
         data_free=all(is_data_free(log, forget_set, window, mode, rank) for window in windows),
         without_autocast=log.manifest.numerics.autocast is not None and mode in {*OPERATORS, *ESTIMATED},
         updates=log.manifest.updates,
-        bytes_to_read=_bytes_to_read(log, windows, reads, len(counts.stored), loaded),
+        bytes_to_read=_bytes_to_read(log, windows, reads, counts.stored, loaded),
         is_bound=not is_end_fixed,
         seconds=_seconds(costs, mode, counts, propagation, sum(map(len, reads)), len(windows), loaded),
         parameter_memory_bytes=passing + (_moved_bytes(log, is_replayed=is_replayed) if is_offloaded else kept),
@@ -154,7 +154,7 @@ def _seconds(
     total += counts.gradients * costs.gradient_seconds
     if mode in WRITTEN:
         total += counts.steps * costs.written_seconds
-        total += len(counts.stored) * costs.stored_seconds + loaded * costs.load_seconds
+        total += counts.stored * costs.stored_seconds + loaded * costs.load_seconds
     return total + (counts.estimates * costs.product_seconds[ESTIMATED[mode]] if counts.estimates else 0.0)
 
 
