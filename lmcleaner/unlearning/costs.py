@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmcleaner.choices import WRITTEN, HessianMode, Propagation
-from lmcleaner.curvature.estimates import Diagonal
+from lmcleaner.curvature.estimates import Diagonal, Estimate
 from lmcleaner.curvature.linearized import OPERATORS, curvature_product, predicted_gradient
 from lmcleaner.curvature.segments import ESTIMATED
 from lmcleaner.curvature.stored import load_estimate
@@ -283,9 +283,12 @@ def _written_product(
 
     Where the estimate is yet to be made, a diagonal stands for it, as often as it would have eigenpairs.
     """
-    started = time.perf_counter()
-    estimate = load_estimate(log, found.curvature[0], rank, replay.device) if found.curvature else Diagonal(direction)
-    seconds = time.perf_counter() - started
+    estimate: Estimate = Diagonal(direction)
+    seconds = 0.0  # of reading it
+    if found.curvature:
+        started = time.perf_counter()
+        estimate = load_estimate(log, found.curvature[0], rank, replay.device)
+        seconds = time.perf_counter() - started
     times = 2 * rank if mode is HessianMode.LOW_RANK and not found.curvature else 1
     product: Callable[[], list[Tensor]] = partial(estimate.__matmul__, direction)
     if mode is HessianMode.FISHER:
