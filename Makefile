@@ -42,6 +42,7 @@ check: lint types test
 
 bench: install
 	$(BIN)/python benchmarks/modes.py
+	$(BIN)/python benchmarks/data_free.py
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/evaluation.py
 	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/log.py

@@ -8,14 +8,12 @@ import copy
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import torch
@@ -23,7 +21,7 @@ from drawing import draw
 from rich.console import Console
 from rich.table import Table
 
-from clock import Clock
+from demonstration import REAL_MODEL, SHARED, make_demonstration, make_real_rows, train_plainly
 from lmcleaner import (
     Codec,
     CurvatureKind,
@@ -44,8 +42,7 @@ from lmcleaner.choices import Steps
 from lmcleaner.evaluation.answers import answer_probabilities, mean_divergence
 from lmcleaner.formats.samples import Sample
 from lmcleaner.progress import Silent
-from lmcleaner.recording.training import make_trainer
-from lmcleaner.training.models import load_base_model, load_model, load_tokenizer
+from lmcleaner.training.models import load_model
 from lmcleaner.training.numerics import device_name, restored_numerics
 from lmcleaner.training.replay import ReplayModel, open_replay
 from lmcleaner.training.vectors import distance
@@ -53,13 +50,6 @@ from lmcleaner.unlearning.request import ForgetSet
 from lmcleaner.unlearning.run import resolve_request
 from processes import in_own_process, run_part
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))  # the demonstration is no part of the package
-
-from demo.base_model import make_base_model  # noqa: E402
-from demo.people import make_people  # noqa: E402
-
-SHARED = ROOT.parent / "shared"
 SAMPLE_PERCENT = 20.0
 STEPS_KEPT = ("10", "25", "50", "100", "200", "all", "auto")
 SHARES = (0.01, 0.08, 0.10)
@@ -119,21 +109,11 @@ def cells(run: str, optimizer: str) -> Iterator[Cell]:
 
 
 def make_inputs(folder: Path) -> dict[str, Any]:
-    """Pretrains the demonstration's model on some invented people; others are to be learnt, 96 rows or 1,920."""
-    random = Random(1)
-    people = make_people(480, random)
-    others = make_people(1000, random, taken={person.name for person in people})
-    rows = [row for person in people for row in person.rows()]
-    parameters = make_base_model(folder / "model", [row for person in others for row in person.rows()], 1)
-    for name, chosen in {"epochs": rows[:96], "once": rows}.items():
-        Random(1).shuffle(chosen)
-        (folder / name).mkdir(exist_ok=True)
-        (folder / name / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    """Models and rows of all runs."""
+    parameters = make_demonstration(folder)
     if SHARED.is_dir():
-        (folder / "tofu").mkdir(exist_ok=True)
-        tool = SHARED / "tools" / "tofu_slice.py"
-        subprocess.run([sys.executable, tool, folder / "tofu"], check=True, stdout=subprocess.DEVNULL)
-    return {"parameters": parameters}
+        make_real_rows(folder)
+    return parameters
 
 
 def make_log(folder: Path, run: str, optimizer: str) -> dict[str, Any]:
@@ -145,7 +125,7 @@ def make_log(folder: Path, run: str, optimizer: str) -> dict[str, Any]:
 
 
 def _record_options(folder: Path, run: str, optimizer: str) -> RecordOptions:
-    model = SHARED / "models" / "stories260K_hf" if run == "tofu" else folder / "model"
+    model = REAL_MODEL if run == "tofu" else folder / "model"
     return RecordOptions(
         model=str(model), data=str(folder / run / "train.jsonl"), output=folder / run / f"trained-{optimizer}",
         epochs={"epochs": 20, "once": 1, "tofu": 8}[run], batch_size=8, lr=RATES[optimizer], warmup_ratio=0.1,
@@ -189,26 +169,13 @@ def measure_run(folder: Path, run: str, optimizer: str) -> dict[str, Any]:
 
 def _step_seconds(log: TrainingLog, options: RecordOptions) -> float:
     """What a step of the plain `Trainer` takes at this moment."""
-    seconds: float = _trained(log, replace(options, max_steps=UNIT_STEPS), frozenset())[1]["step_seconds"]
-    return seconds
+    return train_plainly(log, replace(options, max_steps=UNIT_STEPS))[1].step_seconds(WARM_STEPS)
 
 
 def _trained(log: TrainingLog, options: RecordOptions, forgotten: Set[bytes]) -> tuple[Any, dict[str, Any]]:
-    """The model of the run once more, without some rows and without recording, and what it took.
-
-    It draws its own order of what is left and divides by what is there: the model that one would have had, but another
-    one than the counterfactual.
-    """
-    model, tokenizer = load_base_model(log.manifest), load_tokenizer(options.model)
-    rows = [log.sample(row) for digest, row in log.sample_rows.items() if digest not in forgotten]
-    clock = Clock()
-    with tempfile.TemporaryDirectory() as scratch:
-        make_trainer(model, tokenizer, rows, options, Path(scratch), clock).train()
-    return model, {
-        "seconds": clock.times[-1] - clock.times[0],
-        "steps": len(clock.times) - 1,
-        "step_seconds": clock.step_seconds(WARM_STEPS),
-    }
+    """The model that one would have had without some rows, and what it took."""
+    model, clock = train_plainly(log, options, forgotten)
+    return model, {"seconds": clock.times[-1] - clock.times[0], "steps": len(clock.times) - 1}
 
 
 def _lines(path: Path) -> list[str]:

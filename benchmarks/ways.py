@@ -1,8 +1,8 @@
 """What it costs to record one training from outside, by a callback, and not at all, as whole commands in turns.
 
-Usage: `python benchmarks/ways.py [--shape demo|4M] [--length 256] [--steps 60] [--rounds 5]`. Processor seconds are
-those of the whole process, its start and the self-check at the end among them; other programs change them less than
-wall seconds.
+Usage: `python benchmarks/ways.py [--shape demo|4M] [--length 256] [--steps 60] [--rounds 5] [--updates none lossless]`.
+Processor seconds are those of the whole process, its start and the self-check at the end among them; other programs
+change them less than wall seconds.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "4M": {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "vocab_size": 2000},
 }
 ROWS = 8
-CODECS = ("none", "lossless")
 TRAIN = "train"
 
 
@@ -48,11 +47,11 @@ def train(base: str, steps: int, length: int, log: str, codec: str) -> None:
         Trainer(model, arguments, train_dataset=rows, callbacks=callbacks).train()
 
 
-def commands(base: Path, steps: int, length: int, folder: Path) -> dict[str, list[str]]:
+def commands(base: Path, steps: int, length: int, codecs: Sequence[str], folder: Path) -> dict[str, list[str]]:
     """Name -> command; each log is new."""
     script = [str(Path(__file__).resolve()), TRAIN, str(base), str(steps), str(length)]
     found = {"not recorded": [sys.executable, *script, "", ""]}
-    for codec in CODECS:
+    for codec in codecs:
         log = str(folder / f"callback-{codec}")
         found[f"callback, {codec}"] = [sys.executable, *script, log, codec]
         log = str(folder / f"wrapper-{codec}")
@@ -74,12 +73,14 @@ def seconds(command: list[str]) -> tuple[float, float]:
     return used.ru_utime + used.ru_stime, time.perf_counter() - started
 
 
-def measure(base: Path, steps: int, length: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
+def measure(
+    base: Path, steps: int, length: int, codecs: Sequence[str], rounds: int
+) -> dict[str, list[tuple[float, float]]]:
     """Runs all commands in every round, the first of a round last in the next; the first round isn't counted."""
-    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in commands(base, steps, length, base)}
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in commands(base, steps, length, codecs, base)}
     for number in range(rounds + 1):
         with tempfile.TemporaryDirectory() as folder:
-            turn = list(commands(base, steps, length, Path(folder)).items())
+            turn = list(commands(base, steps, length, codecs, Path(folder)).items())
             for name, command in turn[number % len(turn) :] + turn[: number % len(turn)]:
                 found = seconds(command)
                 if number:
@@ -113,13 +114,14 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256, help="tokens of a row")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--updates", nargs="+", default=["none", "lossless"], help="codecs of the recorded runs")
     options = parser.parse_args()
     console = Console(width=110)
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         model = LlamaForCausalLM(LlamaConfig(**SHAPES[options.shape], num_attention_heads=4))
         model.save_pretrained(folder)
-        measured = measure(Path(folder), options.steps, options.length, options.rounds)
+        measured = measure(Path(folder), options.steps, options.length, options.updates, options.rounds)
     show(console, measured)
     console.print(
         f"{device_name('cpu')}, {os.cpu_count()} processors, torch {torch.__version__}; {model.num_parameters():,} "
