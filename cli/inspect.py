@@ -19,6 +19,7 @@ from lmcleaner.unlearning.options import DEFAULT_K, UnlearnOptions
 
 if TYPE_CHECKING:
     from lmcleaner.formats.reader import TrainingLog
+    from lmcleaner.formats.steps import StepRecord
     from lmcleaner.inspection.summary import Summary
 
 
@@ -220,8 +221,8 @@ def _show_step(log: "TrainingLog", step: int, *, as_json: bool) -> None:
         print_json(described)
         return
     print_text(
-        f"step {step}: loss {described['loss']:.4f}, gradient norm {record.gradient_norm:.4g}, "
-        f"{_rates(log, record.lr)}, {record.seconds:.3f} s"
+        f"step {step}: loss {described['loss']:.4f}, {_norms(log, record)}, {_rates(log, record.lr)}, "
+        f"{record.seconds:.3f} s"
     )
     for number, microbatch in enumerate(record.microbatches):
         packed = f", packing {counted(len(microbatch.samples), 'sample')}" if microbatch.packed else ""
@@ -232,6 +233,15 @@ def _show_step(log: "TrainingLog", step: int, *, as_json: bool) -> None:
         for place, (row, sample) in enumerate(zip(microbatch.rows, microbatch.samples, strict=True)):
             where = f"row {row}, sample {place}" if microbatch.packed else f"row {row}"
             print_text(f"  {where}: {sample.digest.hex()} ({counted(len(sample.tokens), 'token')})")
+
+
+def _norms(log: "TrainingLog", record: "StepRecord") -> str:
+    """The norm of the gradient as the optimizer was given it, and what clipping made it from if the log knows."""
+    given = f"gradient norm {record.gradient_norm:.4g}"
+    if log.manifest.max_grad_norm is None:
+        return given
+    before = "" if record.unclipped_norm is None else f" ({record.unclipped_norm:.4g} before)"
+    return f"{given} after clipping{before}"
 
 
 def _rates(log: "TrainingLog", lr: Sequence[float]) -> str:
@@ -286,14 +296,19 @@ def _list_redacted(log: "TrainingLog", *, as_json: bool) -> None:
 
 
 def _list_requests(log: "TrainingLog", *, as_json: bool) -> None:
-    from lmcleaner.inspection.requests import SETTLED, list_requests
+    from lmcleaner.inspection.requests import PENDING, PREPARED, SETTLED, list_requests
 
+    states = {
+        SETTLED: "settled by a redaction", PENDING: "served, and again by every later run",
+        PREPARED: "begun, and perhaps not served",
+    }  # fmt: skip
     found = list_requests(log)
     if as_json:
         print_json({"entries": [listed.to_json() for listed in found]})
         return
     for listed in found:
-        print_text(f"{listed.entry.number} {listed.entry.time} {listed.state}: audit {listed.entry.audit_sha256}")
+        state = states[listed.state]
+        print_text(f"{listed.entry.number} {listed.entry.time} {state}: audit {listed.entry.audit_sha256}")
         for request in listed.entry.requests:
             print_text(
                 f"  {request.level} level, {counted(len(request.samples), 'sample')} in "

@@ -1,6 +1,7 @@
 """Entry point: the commands, and every error with its exit code."""
 
 import functools
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from lmcleaner.formats.errors import LmcleanerError, memory_shortage
 
 BUG = 70
 INTERRUPTED = 130
+UNREAD = 141  # as a shell says of a program that SIGPIPE ended
 
 
 class _Commands(TyperGroup):
@@ -70,8 +72,12 @@ def _with_exit_codes(command: Callable[..., None]) -> Callable[..., None]:
             if script_of(options.get("context")) is None:
                 _quieten_libraries()
             command(**options)
+            sys.stdout.flush()
         except typer.Exit:
             raise
+        except BrokenPipeError as error:
+            _close_stdout()
+            raise typer.Exit(UNREAD) from error
         except LmcleanerError as error:
             print_error(error, as_json=options["as_json"])
             raise typer.Exit(error.exit_code) from error
@@ -82,6 +88,11 @@ def _with_exit_codes(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(_unexpected(error, as_json=options["as_json"])) from error
 
     return guarded
+
+
+def _close_stdout() -> None:
+    """Lets what is still buffered for a reader that went away, such as `head`, go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _unexpected(error: Exception, *, as_json: bool) -> int:
@@ -103,7 +114,6 @@ def _unexpected(error: Exception, *, as_json: bool) -> int:
 def _quieten_libraries() -> None:
     """Keeps the libraries' own bars and warnings away from stderr, before any of them is imported."""
     import logging
-    import os
     import warnings
 
     warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)  # PEFT still asks so

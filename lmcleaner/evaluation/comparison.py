@@ -1,6 +1,6 @@
 """Before, unlearned and gold side by side: every metric with its interval, and which model is closer to gold."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -79,7 +79,8 @@ def compare(scores: Mapping[Side, Scores], progress: Progress | None = None) -> 
     """Compares three models by every metric that their scores are enough for.
 
     Rows are drawn again, with replacement, the same ones for all three models (Efron, "Bootstrap Methods", 1979); the
-    intervals hold the middle 95 % of what 1,000 draws give.
+    intervals hold the middle 95 % of what 1,000 draws give. A single row has no other to be drawn instead, and so a
+    metric of it no interval.
 
     Args:
         scores: of each model, on the same rows.
@@ -102,7 +103,8 @@ def compare(scores: Mapping[Side, Scores], progress: Progress | None = None) -> 
             for side in Side:
                 draws[metric.name][side][number] = metric.of(drawn[side], drawn[Side.GOLD])
         progress.advance()
-    return [_comparison(metric, scores, draws.get(metric.name)) for metric in metrics]
+    single = {part for part, size in sizes.items() if size == 1}
+    return [_comparison(metric, scores, draws.get(metric.name), single) for metric in metrics]
 
 
 def void_reason(scores: Mapping[Side, Scores], why: str = NEVER_KNEW) -> str | None:
@@ -130,17 +132,16 @@ def void_reason(scores: Mapping[Side, Scores], why: str = NEVER_KNEW) -> str | N
     )
 
 
-def _comparison(metric: Metric, scores: Mapping[Side, Scores], draws: Mapping[Side, Array] | None) -> Comparison:
+def _comparison(
+    metric: Metric, scores: Mapping[Side, Scores], draws: Mapping[Side, Array] | None, single: Set[Part]
+) -> Comparison:
     values = {side: metric.of(scores[side], scores[Side.GOLD]) for side in Side}
-    if draws is None:
-        sides = {side: Estimate(value=value) for side, value in values.items()}
-        gains = np.array([_gain(values)])
-    else:
-        intervals = {side: interval(draws[side]) for side in Side}
-        sides = {
-            side: Estimate(value=value, low=intervals[side][0], high=intervals[side][1])
-            for side, value in values.items()
-        }
+    sides = {side: Estimate(value=value) for side, value in values.items()}
+    gains = np.array([_gain(values)])
+    if draws is not None and single.isdisjoint(part for part, _ in metric.needs):
+        for side, drawn in draws.items():
+            low, high = interval(drawn)
+            sides[side] = Estimate(value=values[side], low=low, high=high)
         gains = np.array([_gain(dict(zip(Side, drawn, strict=True))) for drawn in zip(*draws.values(), strict=True)])
     return Comparison(metric=metric, sides=sides, closer=_closer(values, gains), draws=draws)
 

@@ -45,15 +45,15 @@ def expected_storage(model: Any, num_steps: int, options: RecordOptions) -> Stor
     )
 
 
-def plan_line(model: Any, num_rows: int, num_steps: int, estimate: StorageEstimate) -> str:
-    """The plan in a line for people."""
+def plan_line(model: Any, source: RowSource, num_steps: int, estimate: StorageEstimate) -> str:
+    """The plan in a line for people; a folder's rows are one of its files', which is named."""
     parts = f"steps {estimate.steps / 1e6:,.1f}, checkpoints {estimate.checkpoints / 1e6:,.1f}"
     parts += f", curvature {estimate.curvature / 1e6:,.1f}" if estimate.curvature else ""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     of_all = f" of {model.num_parameters():,}" if trained < model.num_parameters() else ""
     return (
-        f"{trained:,}{of_all} parameters, {counted(num_rows, 'row')}, {counted(num_steps, 'step')}; the log "
-        f"will take about {estimate.total / 1e6:,.1f} MB ({parts})"
+        f"{trained:,}{of_all} parameters, {counted(len(source.rows), 'row')} of {source.source}, "
+        f"{counted(num_steps, 'step')}; the log will take about {estimate.total / 1e6:,.1f} MB ({parts})"
     )
 
 

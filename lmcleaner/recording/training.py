@@ -106,7 +106,7 @@ def _train(log: Path | str, options: RecordOptions, progress: Progress) -> Stora
     num_steps = planned_steps(len(samples), options)
     description = describe(options, encoding, source, tokenizer, num_steps)
     estimate = expected_storage(model, num_steps, options)
-    progress.say(plan_line(model, len(samples), num_steps, estimate))
+    progress.say(plan_line(model, source, num_steps, estimate))
     check_room(log, estimate.total - (sum(past.bytes_on_disk().values()) if past else 0))
     with _numerics(past, options, model), TemporaryDirectory() as scratch:
         trainer = make_trainer(model, tokenizer, samples, options, Path(scratch), progress)

@@ -207,7 +207,9 @@ def test_help_names_the_modes_as_they_are_typed_and_explains_each() -> None:
 
 def test_learning_rates_are_told_apart_where_parameter_groups_differ(adamw_run: TinyRun, tmp_path: Path) -> None:
     """`record` makes two groups, with and without weight decay, that share their rate."""
-    assert re.search(r", lr 0\.\d+, ", _run("inspect", adamw_run.log, "--step", 3).stdout)
+    shown = _run("inspect", adamw_run.log, "--step", 3).stdout
+    assert re.search(r", lr 0\.\d+, ", shown)
+    assert re.search(r", gradient norm [\d.]+ after clipping, ", shown)
     model = load_model(str(adamw_run.base), torch.float32).train()
     first, *others = model.parameters()
     optimizer = torch.optim.SGD([{"params": [first], "lr": 0.5}, {"params": others, "lr": 0.25}])
@@ -218,6 +220,16 @@ def test_learning_rates_are_told_apart_where_parameter_groups_differ(adamw_run: 
     shown = _run("inspect", tmp_path / "log", "--step", 0).stdout
     rest = f"0.25 in group 1 ({len(others)} tensors)"
     assert f"lr of the optimizer's parameter groups 0.5 in group 0 (1 tensor), {rest}, " in shown
+
+
+def test_a_reader_that_goes_away_is_no_bug(adamw_run: TinyRun) -> None:
+    command = [sys.executable, "-m", "lmcleaner.cli", "inspect", str(adamw_run.log), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
 
 
 def test_a_config_file_gives_defaults_and_a_flag_wins(adamw_run: TinyRun, tmp_path: Path) -> None:

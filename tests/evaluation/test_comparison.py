@@ -34,6 +34,14 @@ def test_the_interval_of_a_mean_is_that_of_its_standard_error() -> None:
     assert (estimate.low, estimate.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.2 * half)
 
 
+def test_a_single_row_has_no_interval_and_is_compared_as_it_is() -> None:
+    found = _compared(np.array([0.9]), np.array([0.2]), np.array([0.1]))
+    assert [(side.value, side.low, side.high) for side in found.sides.values()] == [
+        (0.9, None, None), (0.2, None, None), (0.1, None, None),
+    ]  # fmt: skip
+    assert found.closer is Closer.YES
+
+
 @pytest.mark.parametrize(
     ("before", "unlearned", "gold", "closer"),
     [
