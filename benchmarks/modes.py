@@ -278,7 +278,7 @@ def _cells_of(row: dict[str, Any]) -> list[str]:
     return [
         *head, *found, *(str(sum(window[key] for window in row["windows"])) for key in ("gradients", "hvp_calls")),
         f"{row['seconds']:.1f}", f"{row['seconds'] / row['steps'] / row['step_seconds']:.2f}",
-        f"{'to ' if plan['is_bound'] else ''}{plan['seconds']:.1f}",
+        f"{'to ' if plan['is_upper_bound'] else ''}{plan['seconds']:.1f}",
         f"{row['peak_memory_bytes'] / 1e6:.0f}",
         f"{(plan['parameter_memory_bytes'] + plan['activation_bytes']) / 1e6:.0f}",
     ]  # fmt: skip

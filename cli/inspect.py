@@ -370,7 +370,7 @@ def _plan(log: "TrainingLog", options: UnlearnOptions, rank: int | None, *, quic
         print_text("seconds by the run's own step times; memory comes on top of one training step's activations")
     else:
         print_text("seconds and activations as measured on this machine just now")
-    if any(plan.is_bound for plan in plans):
+    if any(plan.is_upper_bound for plan in plans):
         print_text("the windows may end earlier: steps, gradients, products and seconds are the most")
     crude = ", ".join(mode for mode in HessianMode if unmeasured(mode))
     print_text(f"poor unless --oracle measures it, or --oracle-sample estimates it: {crude}")

@@ -36,7 +36,7 @@ class Plan:
         without_autocast: whether curvature is computed without the autocast that the run trained under.
         updates: codec of the updates that θ is read from.
         bytes_to_read: bytes on disk of checkpoints, updates, and recorded gradients and curvature.
-        is_bound: whether a window may end earlier, so that steps, gradients, products and seconds are the most.
+        is_upper_bound: whether a window may end earlier, so that steps, gradients, products and seconds are the most.
         seconds: expected, from costs measured on this machine, or from the logged step times.
         parameter_memory_bytes: peak of what has the size of the parameters; activations come on top.
         activation_bytes: peak of what comes and goes in a step; None where it was not measured.
@@ -52,7 +52,7 @@ class Plan:
     without_autocast: bool
     updates: str
     bytes_to_read: int
-    is_bound: bool
+    is_upper_bound: bool
     seconds: float
     parameter_memory_bytes: int
     activation_bytes: int | None
@@ -116,7 +116,7 @@ def make_plan(
         without_autocast=log.manifest.numerics.autocast is not None and mode in {*OPERATORS, *ESTIMATED},
         updates=log.manifest.updates,
         bytes_to_read=_bytes_to_read(log, windows, reads, counts.stored, loaded),
-        is_bound=not is_end_fixed,
+        is_upper_bound=not is_end_fixed,
         seconds=_seconds(costs, mode, counts, propagation, sum(map(len, reads)), len(windows), loaded),
         parameter_memory_bytes=passing + (_moved_bytes(log, is_replayed=is_replayed) if is_offloaded else kept),
         activation_bytes=costs.activation_bytes,
@@ -192,8 +192,8 @@ def plan_lines(
         f"{counted(len(forget_set.digests), 'sample')}, {counted(forget_set.num_occurrences, 'occurrence')} in "
         f"{counted(len(forget_set.steps), 'step')}; {counted(len(windows), 'window')} ({spans}); {plan.mode}: "
         f"{counted(plan.gradients, 'gradient')}, {counted(plan.products, 'product')}, "
-        f"{plan.bytes_to_read / 1e6:.1f} MB to read, {'up to' if plan.is_bound else 'about'} {plan.seconds:.0f} s, "
-        f"{_memory(plan)}"
+        f"{plan.bytes_to_read / 1e6:.1f} MB to read, {'up to' if plan.is_upper_bound else 'about'} "
+        f"{plan.seconds:.0f} s, {_memory(plan)}"
     )
     if plan.data_free:
         yield "no row is read: gradients and curvature come from the log, and no gradient is measured"

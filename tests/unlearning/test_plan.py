@@ -104,7 +104,7 @@ def test_a_plan_of_windows_that_may_end_earlier_says_that_it_is_the_most(run: Ti
     expected: dict[Steps, str] = {"auto": "up to", None: "about"}
     for steps, wording in expected.items():
         found = unlearn(run.log, UnlearnOptions(forget="forget", output=None, dry_run=True, K=steps, ledger=False))
-        assert found.plan.is_bound is (steps == "auto")
+        assert found.plan.is_upper_bound is (steps == "auto")
         assert any(f"MB to read, {wording} " in line for line in found.lines)
 
 
