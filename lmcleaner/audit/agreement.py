@@ -36,11 +36,12 @@ class Agreement:
 
     @property
     def problem(self) -> str | None:
-        """The first problem and how many there are; None without one."""
+        """The first problem, how many there are, and whether they could be rounding; None without one."""
         if not self.problems:
             return None
         more = f"; {counted(len(self.problems), 'value')} in all" if len(self.problems) > 1 else ""
-        return f"{self.problems[0]}{more}"
+        hint = ": --evaluation-tolerance lets more pass" if self.largest > self.tolerance else ""
+        return f"{self.problems[0]}{more}{hint}"
 
     def compare(self, place: str, stated: Any, found: Any) -> None:
         """Compares JSON, down to its last value.

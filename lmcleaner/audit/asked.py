@@ -42,12 +42,15 @@ def asked_problem(evaluation: Document) -> str | None:
     """
     asked = evaluation[ASKED]
     given = "oracle" if asked["gold"] is None else "model"
+    rate = evaluation.get("stress", {}).get("relearning", {}).get("lr")
     return (
         unequal("evaluation: gold", evaluation["gold"], given)
         or unequal("evaluation: gold_model", "gold_model" in evaluation, given == "model")
         or unequal("evaluation: deployment", sorted(evaluation.get("deployment", ())), sorted(asked["deploy"]))
         or unequal("evaluation: stress", "stress" in evaluation, asked["stress"])
+        or unequal("evaluation: lr", rate, rate if asked["relearn_lr"] is None else asked["relearn_lr"])
         or unequal("evaluation: tasks", "tasks" in evaluation, bool(asked["tasks"]))
+        or unequal("evaluation: limit", evaluation.get("tasks", {}).get("limit"), asked["tasks_limit"])
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from lmcleaner.audit.oracle import counted_samples
@@ -32,6 +33,7 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.store import storage_errors
 from lmcleaner.progress import Progress
 from lmcleaner.training.models import load_tokenizer
+from lmcleaner.training.numerics import computed_on
 from lmcleaner.unlearning.naming import encode_rows
 from lmcleaner.unlearning.request import ForgetSet
 
@@ -89,6 +91,18 @@ def rows_to_evaluate(
         tokenizer=tokenizer,
         reworded=_encoded(others, log, tokenizer),
     )
+
+
+def evaluated_on(device: torch.device) -> dict[str, str]:
+    """The `environment` of an evaluation.
+
+    Args:
+        device: where it was computed.
+
+    Returns:
+        As `computed_on`, but for the number of threads that a shell asks for: the run's is restored.
+    """
+    return {name: value for name, value in computed_on(device).items() if name != "omp_num_threads"}
 
 
 def score_models(models: Models, parts: Parts, tokenizer: Any, progress: Progress) -> Mapping[Side, Scores]:

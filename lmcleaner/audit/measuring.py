@@ -13,6 +13,7 @@ from lmcleaner.audit.deployment import deployment, deployment_problem
 from lmcleaner.audit.evaluation import (
     EvaluationRows,
     Models,
+    evaluated_on,
     evaluation_document,
     rows_to_evaluate,
     score_models,
@@ -30,7 +31,6 @@ from lmcleaner.formats.audit_document import Document
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.progress import Progress
 from lmcleaner.training.fingerprint import model_fingerprint
-from lmcleaner.training.numerics import computed_on
 from lmcleaner.training.replay import open_replay, open_unlearned
 
 
@@ -133,7 +133,7 @@ def measure(
     exact = compare(scores, progress)
     evaluation = evaluation_document(scores, exact, wanted.rows, forget_set, _gold(options, gold))
     evaluation |= _further(models, exact, wanted, options, progress)
-    evaluation |= {"asked": asked_document(options), "environment": computed_on(replay.device)}
+    evaluation |= {"asked": asked_document(options), "environment": evaluated_on(replay.device)}
     return Measured(oracle=oracle, evaluation=evaluation, scores=scores)
 
 

@@ -1,30 +1,29 @@
 """Measures again what a document says of its models, and holds the document against it; writes nothing."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lmcleaner.audit.agreement import Agreement
 from lmcleaner.audit.asked import ASKED, asked_again, asked_problem, without_tasks
 from lmcleaner.audit.check import GONE, AuditReport
-from lmcleaner.audit.evaluation import EVALS, evals_files
+from lmcleaner.audit.evaluation import EVALS, evaluated_on
+from lmcleaner.audit.holding import ENVIRONMENT, ORACLE, held_against
 from lmcleaner.audit.measuring import Measured, Wanted, find_wanted, measure
 from lmcleaner.audit.options import AuditOptions, VerifyOptions
 from lmcleaner.audit.statements import unequal
 from lmcleaner.evaluation.harness import EVAL_FILE
 from lmcleaner.evaluation.tasks import load_tasks
-from lmcleaner.formats.audit_document import EVALUATION, Document, read_json
-from lmcleaner.formats.errors import DamagedError, InsufficientLogError, LmcleanerError, NotFoundError, ResourceError
+from lmcleaner.formats.audit_document import EVALUATION, Document
+from lmcleaner.formats.errors import InsufficientLogError, LmcleanerError, NotFoundError, ResourceError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.progress import Progress
 from lmcleaner.training.fingerprint import model_fingerprint
 from lmcleaner.training.models import load_unlearned
-from lmcleaner.training.numerics import computed_on, replay_device, restored_numerics
+from lmcleaner.training.numerics import replay_device, restored_numerics
 
 _ELSEWHERE = 1e-3  # numbers may differ by it on another machine, or with other libraries
-_ENVIRONMENT, _ORACLE = "environment", "oracle"
+# Of the document's environment, but not of an evaluation's.
+_RUNS = {"unrestorable", "omp_num_threads"}
 _LEFT_OUT = "left out by --no-evaluation"
 _FROM_BEFORE = "the document is from before it said what was asked for: lmcleaner audit --evaluate measures it anew"
 _OF_A_FOLDER = "they are those of a folder, whose files can hold code: --tasks-path DIR says where it lies"
@@ -64,6 +63,7 @@ class Remeasuring:
         """
         self._document, self._log, self._folder = report.document, log, folder
         self._options, self._progress = options, progress
+        self._here = evaluated_on(replay_device(log.manifest, options.device))
         failed = [name for name, problem in report.checks.items() if problem is not None]
         self._reason = f"another check failed: {failed[0]}" if failed else GONE if "log" in report.unchecked else None
         self.checks: dict[str, str | None] = {}
@@ -84,9 +84,7 @@ class Remeasuring:
             return
         try:
             with restored_numerics(self._log.manifest.numerics):
-                measured = measure(
-                    self._document, self._log, self._folder, plan.options, plan.wanted, self._progress
-                )  # fmt: skip
+                measured = measure(self._document, self._log, self._folder, plan.options, plan.wanted, self._progress)
         except LmcleanerError as error:
             self._add(plan.options.measures[-1], error)
         else:
@@ -97,7 +95,7 @@ class Remeasuring:
         nothing = _Plan(options=AuditOptions(model=self._options.model, device=self._options.device))
         if evaluation is None:
             if (self._folder / EVALS / EVAL_FILE).exists():
-                self.unchecked["evals"] = _ALONE
+                self.unchecked[EVALS] = _ALONE
             return nothing
         reason = self._reason or ("" if self._options.evaluation else _LEFT_OUT)
         reason = reason or ("" if ASKED in evaluation else _FROM_BEFORE)
@@ -107,10 +105,10 @@ class Remeasuring:
         try:
             problem = asked_problem(evaluation)
             plan = nothing if problem is not None else self._ready(evaluation)
+            problem = problem or self._problem_of_inputs(evaluation, plan)
         except LmcleanerError as error:
             self._add(EVALUATION, error)
             return nothing
-        problem = problem or self._problem_of_inputs(evaluation, plan)
         if problem is not None:
             self.checks[EVALUATION] = problem
         return plan if problem is None else nothing
@@ -144,59 +142,46 @@ class Remeasuring:
 
     def _with_oracle(self, plan: _Plan) -> _Plan:
         """The comparison with the oracle costs little where the evaluation replays it anyhow."""
-        is_stated, is_asked = self._document[_ORACLE] is not None, self._options.oracle
+        is_stated, is_asked = self._document[ORACLE] is not None, self._options.oracle
         if is_asked and (self._reason is not None or not is_stated):
-            self.unchecked[_ORACLE] = self._reason or _NO_ORACLE
+            self.unchecked[ORACLE] = self._reason or _NO_ORACLE
             return plan
         is_replayed = plan.wanted is not None and plan.options.gold is None
         return replace(plan, options=replace(plan.options, oracle=is_stated and (is_asked or is_replayed)))
 
     def _compare(self, evaluation: Document | None, measured: Measured) -> None:
         """Holds what is stated against what was measured."""
-        agreements = dict[str, Agreement]()
-        if measured.oracle is not None:
-            agreements[_ORACLE] = Agreement(self._tolerance(self._document[_ENVIRONMENT]))
-            agreements[_ORACLE].compare(_ORACLE, self._document[_ORACLE], _as_json(measured.oracle))
+        found = held_against(measured, self._document, evaluation, self._folder, self._tolerance)
         if evaluation is not None and measured.evaluation is not None:
-            tolerance = self._tolerance(evaluation[_ENVIRONMENT])
-            agreements |= {name: Agreement(tolerance) for name in (EVALUATION, "evals")}
-            left_out = {ASKED, _ENVIRONMENT} | ({"tasks"} & self.unchecked.keys())
-            stated, found = (_without(one, left_out) for one in (evaluation, _as_json(measured.evaluation)))
-            agreements[EVALUATION].compare(EVALUATION, stated, found)
-            for place, content in evals_files(measured.scores).items():
-                _compare_file(agreements["evals"], self._folder, place, _as_json(content))
-            self._say_where(evaluation[_ENVIRONMENT], tolerance)
-        self.checks |= {name: agreement.problem for name, agreement in agreements.items()}
-        largest = max(agreements.values(), key=lambda agreement: agreement.largest)
+            self._say_where(evaluation[ENVIRONMENT])
+        self.checks |= {name: agreement.problem for name, agreement in found.items()}
+        largest = max(found.values(), key=lambda agreement: agreement.largest)
         self.summary = {
-            "values": sum(agreement.num_values for agreement in agreements.values()),
+            "values": sum(agreement.num_values for agreement in found.values()),
             "largest_difference": largest.largest,
             "at": largest.at,
-            "tolerance": max(agreement.tolerance for agreement in agreements.values()),
+            "tolerance": largest.tolerance,
         }
 
-    def _tolerance(self, stated: Mapping[str, Any]) -> float:
+    def _tolerance(self, stated: Document) -> float:
         """On the CPU that measured, with the same libraries, the bits are the same."""
         if self._options.evaluation_tolerance is not None:
             return self._options.evaluation_tolerance
-        return 0.0 if self._here["device"].startswith("cpu") and not self._elsewhere(stated) else _ELSEWHERE
+        is_exact = self._here["device"].startswith("cpu") and not self._elsewhere(stated)
+        return 0.0 if is_exact else _ELSEWHERE
 
-    def _say_where(self, stated: Mapping[str, Any], tolerance: float) -> None:
+    def _say_where(self, stated: Document) -> None:
         elsewhere = self._elsewhere(stated)
         if elsewhere:
-            self.unchecked[_ENVIRONMENT] = (
-                f"the evaluation was measured elsewhere, by its own word: {', '.join(elsewhere)}; numbers "
-                f"pass that are {tolerance:g} apart, --evaluation-tolerance says how far they may be"
+            self.unchecked[ENVIRONMENT] = (
+                f"by its own word the evaluation was measured with {', '.join(elsewhere)}: numbers pass that are "
+                f"{self._tolerance(stated):g} apart"
             )
 
-    def _elsewhere(self, stated: Mapping[str, Any]) -> list[str]:
-        here = self._here
-        names = [name for name in here if stated.get(name) != here[name]]
-        return [f"{name} {stated.get(name)!s:.60}, here {here[name]}" for name in names]
-
-    @property
-    def _here(self) -> dict[str, str]:
-        return computed_on(replay_device(self._log.manifest, self._options.device))
+    def _elsewhere(self, stated: Document) -> list[str]:
+        """What is different here."""
+        names = [name for name in {**self._here, **stated} if stated.get(name) != self._here.get(name)]
+        return [f"{name} {stated.get(name)!s:.60}, here {self._here.get(name)}" for name in names if name not in _RUNS]
 
     def _add(self, name: str, error: LmcleanerError) -> None:
         """What is missing leaves a check out; all else fails it."""
@@ -206,23 +191,3 @@ class Remeasuring:
             self.unchecked[name] = f"{error.message}: {error.hint}" if error.hint else error.message
         else:
             self.checks[name] = error.message
-
-
-def _compare_file(agreement: Agreement, folder: Path, place: str, found: Any) -> None:
-    try:
-        stated = read_json(folder / place)
-    except FileNotFoundError:
-        agreement.problems.append(f"{place}: it is missing")
-    except DamagedError as error:
-        agreement.problems.append(error.message)
-    else:
-        agreement.compare(place, stated, found)
-
-
-def _as_json(value: Any) -> Any:
-    """As it reads once it was written."""
-    return json.loads(json.dumps(value))
-
-
-def _without(document: Document, names: set[str]) -> Document:
-    return {name: value for name, value in document.items() if name not in names}
