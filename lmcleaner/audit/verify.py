@@ -10,6 +10,7 @@ from torch import Tensor
 from lmcleaner.audit.check import AuditReport, audit_model
 from lmcleaner.audit.files import FILES
 from lmcleaner.audit.inputs import check_to_verify
+from lmcleaner.audit.judged import judged_problem
 from lmcleaner.audit.options import AuditOptions, VerifyOptions
 from lmcleaner.audit.redacted import Findings
 from lmcleaner.audit.remeasuring import Remeasuring
@@ -64,6 +65,8 @@ def verify_audit(
     checks["whole log"] = _log_problem(log, progress)
     if FILES not in document:
         unchecked["files"] = "the document is from before it named them"
+    if checks.get("verdict", "") is None and "log" not in unchecked:
+        checks["verdict"] = judged_problem(document, log)
     vouched = _vouched(written, log, folder, options)
     report = replace(report, checks=checks | vouched.checks, unchecked=unchecked | vouched.unchecked)
     reason = _reason_not_to_repeat(report, log)

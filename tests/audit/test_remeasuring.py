@@ -198,10 +198,11 @@ def test_numbers_pass_within_a_tolerance_and_nothing_else_does() -> None:
         "more pass"
     )
     assert problem(0.5, 0.51, 0.02) is None
-    for stated, found in [
+    pairs: list[tuple[Any, Any]] = [
         (1000, 1001), (1.0, 1001), (True, 1), (1, True), (None, 0.0), ("yes", "no"), (float("nan"), 0.5),
         (float("inf"), 0.5), (10**400, 0.5), ("0.4.12", "0.4.13"), ("a1000000", "a1000001"), ([], {}), ({}, []),
         ([1], []), ("void: of 0.1000", "void: of 0.2000"), ("void: of 0.1", "void: for 0.1"), (None, "void: of 0.1"),
-    ]:  # fmt: skip
+    ]  # fmt: skip
+    for stated, found in pairs:
         assert problem(stated, found) is not None, (stated, found)
     assert problem("void: probability 0.5000, of gold 0.1", "void: probability 0.5001, of gold 0.1") is None

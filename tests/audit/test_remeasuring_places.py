@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,12 +134,17 @@ def test_what_was_left_out_is_told(copied: Made) -> None:
     assert verified(copied).unchecked["evals"] == "evals/ holds scores of an evaluation, and the document none"
 
 
+def _ask(asked: Evaluation, evaluation: Evaluation) -> None:
+    evaluation["asked"] = asked
+
+
 def test_parts_that_do_not_go_with_what_was_asked_for_are_found(copied: Made) -> None:
+    honest = read_audit(copied.folder)["evaluation"]["asked"]
     for name, value in {"deploy": ["int8"], "stress": True, "relearn_lr": 0.1, "tasks": ["mmlu"], "gold": None}.items():
-        before = read_audit(copied.folder)["evaluation"]["asked"][name]
-        bend(copied, lambda it, name=name, value=value: it["asked"].update({name: value}))
+        other = honest | {name: value}
+        bend(copied, partial(_ask, other))
         assert "the document says" in failed(verified(copied))["evaluation"], name
-        bend(copied, lambda it, name=name, before=before: it["asked"].update({name: before}))
+    bend(copied, partial(_ask, honest))
     assert failed(verified(copied)) == {}
 
 

@@ -170,6 +170,64 @@ def test_steps_that_were_not_taken_as_the_document_says_are_found(
     assert "lead somewhere else when they are taken again" in found["sweep"]
 
 
+def _hide_reasons(document: Document) -> None:
+    document["result"] |= {"verdict": "good", "reasons": []}
+
+
+def _other_reason(document: Document) -> None:
+    document["result"]["reasons"][0] += "!"
+
+
+def _other_estimate(document: Document) -> None:
+    document["result"]["estimated_error"] = 0.01
+
+
+def _other_counts(document: Document) -> None:
+    document["requests"][0]["coverage"]["steps"] += 1
+
+
+def _other_start(document: Document) -> None:
+    document["windows"][0]["last_occurrence"] -= 1
+
+
+def _no_numbers(document: Document) -> None:
+    document["windows"][0]["left_out"] = "little"
+
+
+JUDGED: dict[str, tuple[Callable[[Document], None], str]] = {
+    "a poor result called good": (_hide_reasons, "by its own measures the result is poor: window 2 to"),
+    "another reason": (_other_reason, "reasons: the document says"),
+    "another estimate": (_other_estimate, "estimated_error: the document says 0.01, found None"),
+    "a measure that is none": (_no_numbers, "nothing follows from what is stated as measured: "),
+    "other counts of a request": (_other_counts, "samples and steps of a request: "),
+    "another end of the occurrences": (_other_start, "last_occurrence: the document says"),
+}
+
+
+@pytest.mark.parametrize("case", JUDGED)
+def test_what_follows_from_the_document_itself_is_checked_where_nothing_vouches_for_it(
+    case: str, run: TinyRun, unvouched: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(unvouched, tmp_path / "out"))
+    assert read_audit(folder)["result"]["verdict"] == "poor"
+    bend, problem = JUDGED[case]
+    document = read_audit(folder)
+    bend(document)
+    write_whole(folder, document)
+    report = verified(Made(folder, run.log), VerifyOptions(steps=1))
+    assert any(problem in found for found in failed(report).values())
+    assert "document" in report.unchecked
+
+
+@pytest.fixture(scope="module")
+def unvouched(run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A poor result that is in no ledger."""
+    folder = tmp_path_factory.mktemp("unvouched") / "out"
+    unlearn_tiny(run, folder, "GGN", forget="steps:2,12", K=2, ledger=False)
+    assert failed(verified(Made(folder, run.log), VerifyOptions(steps=1))) == {}
+    return folder
+
+
 def test_a_document_that_nothing_vouches_for_is_told(made: Made, run: TinyRun, tmp_path: Path) -> None:
     unlearn_tiny(run, tmp_path / "out", "secant", ledger=False)
     assert "document" in verified(Made(tmp_path / "out", run.log), VerifyOptions(steps=1)).unchecked
