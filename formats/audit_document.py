@@ -87,6 +87,33 @@ def audit_sha256(folder: Path, document: Document) -> str:
     return sha256_hex(encode_audit(as_unlearned(document)))
 
 
+def read_json(path: Path) -> Any:
+    """Reads a file of JSON that nothing can be hidden in.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        FileNotFoundError: it isn't there.
+        DamagedError: it isn't JSON, or says the same key twice, of which every reader takes another one.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"not JSON: {path}: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Document:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
+        raise ValueError(f"the key {twice!r} twice in one object")
+    return found
+
+
 def read_audit(folder: Path) -> Document:
     """Reads a document, whatever its content is worth.
 
@@ -104,10 +131,7 @@ def read_audit(folder: Path) -> Document:
     path = folder / AUDIT_FILE
     if not path.is_file():
         raise NotFoundError(f"no audit document: {path}", hint="give the output folder of `lmcleaner unlearn`")
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DamagedError(f"the audit document is not JSON: {path}: {error}") from error
+    document = read_json(path)
     if not isinstance(document, dict) or document.get("schema") != AUDIT_SCHEMA:
         raise DamagedError(f"not an audit document: {path}: expected schema {AUDIT_SCHEMA!r}")
     if document.get("version") != AUDIT_VERSION:

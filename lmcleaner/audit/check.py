@@ -8,10 +8,11 @@ from typing import Any
 
 from lmcleaner.audit.coverage import request_checks
 from lmcleaner.audit.entered import NOT_ENTERED, ledger_problem
+from lmcleaner.audit.evaluation import write_evaluation
 from lmcleaner.audit.files import FILES, files_problem
 from lmcleaner.audit.history import redactions
 from lmcleaner.audit.inputs import check_to_audit
-from lmcleaner.audit.measuring import evaluation_checks, measure, oracle_problem
+from lmcleaner.audit.measuring import Measured, evaluation_checks, find_wanted, measure, oracle_problem
 from lmcleaner.audit.options import AuditOptions
 from lmcleaner.audit.redacted import changes_since, check_previous, check_redacted
 from lmcleaner.audit.statements import (
@@ -32,7 +33,7 @@ from lmcleaner.training.vectors import distance
 
 # Norms are summed in float64 in one order; they may differ in the last digits between machines.
 _NORM_TOLERANCE = 1e-6
-_GONE = "the log no longer holds the rows, nor the run with them"
+GONE = "the log no longer holds the rows, nor the run with them"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,8 @@ class AuditReport:
         evaluation: what was written into the document as `evaluation`, if it was asked for.
         sweep: what `audit verify` took again of the sweep: seed of the draw, stretches, steps, of how many, and the
             largest relative error.
+        again: what `audit verify` measured again: number of values, the largest difference of two and where it is, and
+            the tolerance.
     """
 
     checks: dict[str, str | None]
@@ -55,6 +58,7 @@ class AuditReport:
     oracle: dict[str, Any] | None
     evaluation: dict[str, Any] | None = None
     sweep: dict[str, Any] | None = None
+    again: dict[str, Any] | None = None
 
     @property
     def passed(self) -> bool:
@@ -126,21 +130,24 @@ def audit_model(
     if since and redactions(since):
         found = check_redacted(document, sha256, log, folder, options.model)
         unchecked |= {"log": f"redacted on {redactions(since)[0].time}"} | found.unchecked
-        unchecked |= dict.fromkeys(options.measures, _GONE)
+        unchecked |= dict.fromkeys(options.measures, GONE)
         return AuditReport(checks=checks | found.checks, unchecked=unchecked, document=document, oracle=None)
     if any(change.kind == "pruning" for change in since or ()):
         unchecked["windows"] = "checkpoints or updates were pruned since"
     checks |= _log_checks(document, log, since) | request_checks(document, stated_forget_set(document), log)
     checks = {name: problem for name, problem in checks.items() if name not in unchecked}
-    oracle = evaluation = None
+    measured = Measured()
     if checks["log"] is None and checks["samples"] is None:
         with restored_numerics(log.manifest.numerics):
             checks |= _model_checks(document, log, folder, options.model)
             if options.measures:
-                oracle, evaluation = measure(document, log, folder, options, progress)
+                wanted = find_wanted(document, log, options, progress)
+                measured = measure(document, log, folder, options, wanted, progress)
+    oracle, evaluation = measured.oracle, measured.evaluation
     if oracle is not None:
         checks["oracle"] = oracle_problem(document, oracle, options.relative_error)
     if evaluation is not None:
+        write_evaluation(folder, evaluation, measured.scores)
         checks |= evaluation_checks(evaluation)
     return AuditReport(checks=checks, unchecked=unchecked, document=document, oracle=oracle, evaluation=evaluation)
 

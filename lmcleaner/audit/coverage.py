@@ -2,7 +2,14 @@
 
 import numpy as np
 
-from lmcleaner.audit.statements import forget_set_problem, handled_problem, stated_windows, unequal, windows_problem
+from lmcleaner.audit.statements import (
+    edges_problem,
+    forget_set_problem,
+    handled_problem,
+    stated_windows,
+    unequal,
+    windows_problem,
+)
 from lmcleaner.choices import Level
 from lmcleaner.formats.audit_document import Document
 from lmcleaner.formats.reader import TrainingLog
@@ -25,6 +32,7 @@ def request_checks(document: Document, forget_set: ForgetSet, log: TrainingLog) 
         return {"samples": f"the run never saw {len(unknown)} of the samples, such as {unknown[0]}"}
     problems = (_problem_of_part(request, log) for request in forget_set.requests)
     used = sorted({step for request in forget_set.requests for step in _steps_of(log, request)})
+    windows = stated_windows(document, log, used)
     coverage, covered = document["coverage"], num_covered(log, forget_set.requests)
     stated = (coverage["samples"], coverage["occurrences"], coverage["steps"])
     return {
@@ -33,7 +41,7 @@ def request_checks(document: Document, forget_set: ForgetSet, log: TrainingLog) 
         or unequal("samples, occurrences and steps", stated, (len(forget_set.digests), covered, len(used)))
         or unequal("steps", document["request"]["steps"], used)
         or handled_problem(document, covered),
-        "windows": windows_problem(document, stated_windows(document, log, used)),
+        "windows": windows_problem(document, windows) or edges_problem(document, windows),
     }
 
 

@@ -12,7 +12,7 @@ from lmcleaner.formats.errors import InsufficientLogError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.wording import counted
 from lmcleaner.thinning import thinned
-from lmcleaner.training.numerics import device_name, environment, replay_device, unrestorable
+from lmcleaner.training.numerics import computed_on, replay_device, unrestorable
 from lmcleaner.unlearning.choosing import Trial
 from lmcleaner.unlearning.combine import Change
 from lmcleaner.unlearning.options import UnlearnOptions
@@ -99,8 +99,7 @@ def make_document(
 
 def _environment(log: TrainingLog, options: UnlearnOptions) -> dict[str, Any]:
     device = replay_device(log.manifest, options.device)
-    where = {"device": f"{device} ({device_name(str(device))})", "unrestorable": unrestorable(log.manifest, device)}
-    return environment() | where
+    return computed_on(device) | {"unrestorable": unrestorable(log.manifest, device)}
 
 
 def _request(forget_set: ForgetSet) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from lmcleaner.audit.oracle import counted_samples
@@ -32,6 +33,7 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.store import storage_errors
 from lmcleaner.progress import Progress
 from lmcleaner.training.models import load_tokenizer
+from lmcleaner.training.numerics import computed_on
 from lmcleaner.unlearning.naming import encode_rows
 from lmcleaner.unlearning.request import ForgetSet
 
@@ -91,6 +93,18 @@ def rows_to_evaluate(
     )
 
 
+def evaluated_on(device: torch.device) -> dict[str, str]:
+    """The `environment` of an evaluation.
+
+    Args:
+        device: where it was computed.
+
+    Returns:
+        As `computed_on`, but for the number of threads that a shell asks for: the run's is restored.
+    """
+    return {name: value for name, value in computed_on(device).items() if name != "omp_num_threads"}
+
+
 def score_models(models: Models, parts: Parts, tokenizer: Any, progress: Progress) -> Mapping[Side, Scores]:
     """Scores all three models.
 
@@ -109,7 +123,11 @@ def score_models(models: Models, parts: Parts, tokenizer: Any, progress: Progres
 
 
 def evaluation_document(
-    scores: Mapping[Side, Scores], found: Sequence[Comparison], rows: EvaluationRows, forget_set: ForgetSet, gold: str
+    scores: Mapping[Side, Scores],
+    found: Sequence[Comparison],
+    rows: EvaluationRows,
+    forget_set: ForgetSet,
+    gold: Document,
 ) -> Document:
     """The `evaluation` of an audit document, which holds no content of a row.
 
@@ -118,7 +136,7 @@ def evaluation_document(
         found: their comparison.
         rows: what they were evaluated on.
         forget_set: what was forgotten.
-        gold: what the gold model is, "oracle" or "model".
+        gold: what the gold model is: as `gold` "oracle" or "model", and of a model the fingerprint as `gold_model`.
 
     Returns:
         The document.
@@ -127,7 +145,7 @@ def evaluation_document(
     return {
         "rows": {name.value: part for name, part in parts.items()},
         "requested": sum(sample.digest in forget_set.digests for sample in rows.parts[Part.FORGET].samples),
-        "gold": gold,
+        **gold,
         "void": void_reason(scores),
         "intervals": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED},
         "metrics": metrics_document(found),
@@ -139,24 +157,39 @@ def metrics_document(found: Sequence[Comparison]) -> Document:
     return {comparison.metric.name: _metric(comparison) for comparison in found}
 
 
+def evals_files(scores: Mapping[Side, Scores]) -> dict[str, Document]:
+    """The scores in open-unlearning's form.
+
+    Args:
+        scores: of each model; the unlearned one's lie where open-unlearning looks, the others' in folders of their own.
+
+    Returns:
+        Path beside the audit document -> content.
+    """
+    files: dict[str, Document] = {}
+    for side, own in scores.items():
+        place = EVALS if side is Side.UNLEARNED else f"{EVALS}/{side}"
+        document = eval_document(own, scores[Side.GOLD])
+        files |= {f"{place}/{EVAL_FILE}": document, f"{place}/{SUMMARY_FILE}": summary_document(document)}
+    return files
+
+
 def write_evaluation(folder: Path, evaluation: Document, scores: Mapping[Side, Scores]) -> None:
     """Writes an evaluation into `audit.json`, and the scores into `evals/` as open-unlearning keeps them.
 
     Args:
         folder: the output folder of `unlearn`.
         evaluation: for the document.
-        scores: of each model; the unlearned one's lie where open-unlearning looks, the others' in folders of their own.
+        scores: of each model.
 
     Raises:
         ResourceError: the files can't be written.
     """
     with storage_errors(folder):
-        for side, own in scores.items():
-            place = folder / EVALS if side is Side.UNLEARNED else folder / EVALS / side
-            place.mkdir(parents=True, exist_ok=True)
-            document = eval_document(own, scores[Side.GOLD])
-            for name, content in ((EVAL_FILE, document), (SUMMARY_FILE, summary_document(document))):
-                (place / name).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        for name, content in evals_files(scores).items():
+            place = folder / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         with_evaluation(folder, evaluation)
 
 

@@ -83,6 +83,14 @@ class VerifyOptions:
         public_key: of the signature that the document must have, in PEM; None asks for none.
         model: where the base model lies now, if it moved.
         device: where to compute.
+        evaluation: measures the evaluation again that the document holds, if it does.
+        evaluate: where its rows lie now, if they moved; as `AuditOptions.evaluate`.
+        gold: where its gold model lies now, if it moved.
+        tasks_path: where the YAML files of its tasks lie; never taken from the document, since they can hold code.
+        evaluation_tolerance: the largest difference of two numbers that passes, as a share of the larger one, or of
+            0.01 if both are smaller; None is 0 on a CPU with the libraries that the document names, else 1e-3.
+        oracle: replays the counterfactual, and holds the document's comparison with it against it; done anyhow where
+            the evaluation needs the oracle.
     """
 
     steps: int | None = DEFAULT_STEPS
@@ -90,12 +98,18 @@ class VerifyOptions:
     public_key: Path | None = None
     model: str | None = None
     device: str | None = None
+    evaluation: bool = True
+    evaluate: str | None = None
+    gold: Path | None = None
+    tasks_path: Path | None = None
+    evaluation_tolerance: float | None = None
+    oracle: bool = False
 
     def __post_init__(self) -> None:
-        """Checks ranges.
+        """Checks ranges, and that the options go together.
 
         Raises:
-            UsageError: a number is out of its range.
+            UsageError: a number is out of its range, or something serves an evaluation that is left out.
         """
         if self.steps is not None and self.steps < 1:
             raise UsageError(
@@ -104,3 +118,13 @@ class VerifyOptions:
             )
         if self.seed is not None and self.seed < 0:
             raise UsageError(f"--seed: expected 0 or more, found {self.seed}")
+        if self.evaluation_tolerance is not None and not 0 <= self.evaluation_tolerance < float("inf"):
+            raise UsageError(f"--evaluation-tolerance: expected 0 or more, found {self.evaluation_tolerance}")
+        for option in self.serving if not self.evaluation else ():
+            raise UsageError(f"{option} serves the evaluation: expected no --no-evaluation beside {option}")
+
+    @property
+    def serving(self) -> list[str]:
+        """Options that say where something of the evaluation lies."""
+        places = {"--evaluate": self.evaluate, "--gold": self.gold, "--tasks-path": self.tasks_path}
+        return [option for option, place in places.items() if place is not None]

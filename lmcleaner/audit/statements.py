@@ -15,7 +15,7 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.wording import counted
 from lmcleaner.training.fingerprint import model_fingerprint
 from lmcleaner.training.models import load_unlearned
-from lmcleaner.unlearning.request import ForgetSet
+from lmcleaner.unlearning.request import ForgetSet, Request
 from lmcleaner.unlearning.windows import Window, windows_in
 
 
@@ -40,11 +40,19 @@ def forget_set_problem(document: Document, forget_set: ForgetSet) -> str | None:
     """Whether the document's hashes are those of its requests, and its request is their union."""
     stated = {name: document["request"].get(name) for name in forget_set.to_json()}
     parts = (*document.get(REQUESTS, ()), *document["request"].get("earlier", ()))
-    own = [unequal("forget_set", p["forget_set"], r.sha256) for p, r in zip(parts, forget_set.requests, strict=False)]
+    own = [_part_problem(part, request) for part, request in zip(parts, forget_set.requests, strict=False)]
     return (
         unequal("forget_set", document["hashes"]["forget_set"], forget_set.sha256)
         or unequal("request, as a digest", json_digest(stated), forget_set.sha256)
         or next((problem for problem in own if problem is not None), None)
+    )
+
+
+def _part_problem(part: Document, request: Request) -> str | None:
+    """Whether the hash and the counts of one request are those of what it names."""
+    stated, counts = part["coverage"], (len(request.digests), len(request.steps))
+    return unequal("forget_set", part["forget_set"], request.sha256) or unequal(
+        "samples and steps of a request", (stated["samples"], stated["steps"]), counts
     )
 
 
@@ -117,6 +125,13 @@ def windows_problem(document: Document, windows: Sequence[Window]) -> str | None
     """Whether the stated windows are those of the request."""
     stated = [(window["tz"], window["tau"], window["K_used"]) for window in document["windows"]]
     return unequal("windows (tz, tau, K_used)", stated, [(w.first, w.end, w.K_used) for w in windows])
+
+
+def edges_problem(document: Document, windows: Sequence[Window]) -> str | None:
+    """Whether the stated windows begin where a sweep does, and name their last occurrence; earlier releases may not."""
+    pairs = zip(document["windows"], windows, strict=True)
+    own = (unequal(name, one[name], value) for one, w in pairs for name, value in w.to_json().items() if name in one)
+    return next((problem for problem in own if problem is not None), None)
 
 
 def verdict_problem(document: Document) -> str | None:

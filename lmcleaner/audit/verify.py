@@ -10,7 +10,10 @@ from torch import Tensor
 from lmcleaner.audit.check import AuditReport, audit_model
 from lmcleaner.audit.files import FILES
 from lmcleaner.audit.inputs import check_to_verify
+from lmcleaner.audit.judged import judged_problem
 from lmcleaner.audit.options import AuditOptions, VerifyOptions
+from lmcleaner.audit.redacted import Findings
+from lmcleaner.audit.remeasuring import Remeasuring
 from lmcleaner.audit.rerun import Rerun, draw, is_counterfactual_itself, stretches
 from lmcleaner.audit.signature import SIGNATURE_FILE, signature_problem
 from lmcleaner.audit.statements import stated_windows, unequal
@@ -35,21 +38,22 @@ _SEEDS = 1 << 32
 def verify_audit(
     folder: Path, log_path: Path | str, options: VerifyOptions | None = None, progress: Progress | None = None
 ) -> AuditReport:
-    """All that `audit` checks, every byte of the log and of the folder, and stretches of the sweep drawn at random.
+    """All that `audit` checks, every byte of log and folder, stretches of the sweep at random, and the evaluation.
 
     Args:
         folder: the output folder of `unlearn`.
         log_path: the training log.
-        options: how much of the sweep, and whose signature.
+        options: how much of the sweep, whose signature, and what the evaluation needs.
         progress: whom to tell how far it is.
 
     Returns:
         Every check with its outcome, and what was taken again.
 
     Raises:
-        NotFoundError: the folder, its audit document, its model, the log or a key isn't there.
+        NotFoundError: the folder, its audit document, its model, the log or something that an option names isn't there.
         DamagedError: the audit document or the log can't be read.
-        UsageError: the key is none, or there is no such device.
+        UsageError: the key is none, there is no such device, or an option doesn't go with the document.
+        ResourceError: the machine has too little memory.
     """
     options, progress = options or VerifyOptions(), progress or Silent()
     check_to_verify(folder, options)
@@ -61,26 +65,37 @@ def verify_audit(
     checks["whole log"] = _log_problem(log, progress)
     if FILES not in document:
         unchecked["files"] = "the document is from before it named them"
+    if checks.get("verdict", "") is None and "log" not in unchecked:
+        checks["verdict"] = judged_problem(document, log)
+    vouched = _vouched(written, log, folder, options)
+    report = replace(report, checks=checks | vouched.checks, unchecked=unchecked | vouched.unchecked)
+    reason = _reason_not_to_repeat(report, log)
+    if reason is None:
+        report = _with_sweep(report, log, folder, options, progress)
+    else:
+        report = replace(report, unchecked={**report.unchecked, "sweep": reason})
+    again = Remeasuring(report, log, folder, options, progress)
+    again.run(written.get(EVALUATION))
+    checks, unchecked = report.checks | again.checks, report.unchecked | again.unchecked
+    return replace(report, checks=checks, unchecked=unchecked, again=again.summary)
+
+
+def _vouched(written: Document, log: TrainingLog, folder: Path, options: VerifyOptions) -> Findings:
+    """What the ledger of the log and a signature say of a document."""
+    checks, unchecked = dict[str, str | None](), dict[str, str]()
     if options.public_key is not None:
         checks["signature"] = signature_problem(folder, options.public_key)
     elif (folder / SIGNATURE_FILE).exists():
         unchecked["signature"] = f"{SIGNATURE_FILE} lies there: --public-key FILE says whose it shall be"
-    is_signed = checks.get("signature", "none") is None
-    if EVALUATION in written and not is_signed:
-        unchecked["evaluation"] = "added afterwards, which only a signature covers: audit --evaluate measures it again"
     entries = _entries(log)
     named = {change.details.get("audit_sha256") for change in log.commit.history} | {e.audit_sha256 for e in entries}
     if audit_sha256(folder, written) in named:
         checks["document"] = None
-    elif document["config"].get("ledger") and any(e.model_after == document["hashes"]["model_after"] for e in entries):
+    elif written["config"].get("ledger") and any(e.model_after == written["hashes"]["model_after"] for e in entries):
         checks["document"] = "the log's ledger names another document with this model"
-    elif not is_signed:
+    elif checks.get("signature", "none") is not None:
         unchecked["document"] = "neither the log's ledger nor a signature vouches for what it says was measured"
-    report = replace(report, checks=checks, unchecked=unchecked)
-    reason = _reason_not_to_repeat(report, log)
-    if reason is not None:
-        return replace(report, unchecked={**unchecked, "sweep": reason})
-    return _with_sweep(report, log, folder, options, progress)
+    return Findings(checks, unchecked)
 
 
 def _log_problem(log: TrainingLog, progress: Progress) -> str | None:

@@ -139,7 +139,9 @@ def _hashes(report: AuditReport, folder: Path) -> Section:
 def _commands(folder: Path, log_path: str) -> Section:
     own = f"{shlex.quote(str(folder))} --log {shlex.quote(log_path)}"
     lines = {
-        "every hash and every byte, and a random part of the sweep taken again": f"lmcleaner audit verify {own}",
+        "every hash and every byte, a random part of the sweep, and the evaluation measured again": (
+            f"lmcleaner audit verify {own}"
+        ),
         "the same with the whole sweep": f"lmcleaner audit verify {own} --steps all",
         "the counterfactual run replayed, and the models compared anew": (
             f"lmcleaner audit {own} --oracle --evaluate log"

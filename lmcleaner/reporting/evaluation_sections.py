@@ -50,7 +50,7 @@ def metrics(evaluation: Document | None, changes: Html, *, is_fresh: bool) -> Se
     level = number(at(evaluation, "intervals", "level"))
     caption = "All metrics" if level is None else f"All metrics; in brackets {level:.0%} intervals"
     about = {
-        "measured": "just now" if is_fresh else "by an earlier audit; hashes don't cover it",
+        "measured": "just now" if is_fresh else "by an earlier audit; audit verify measures it again",
         "gold": GOLDS[evaluation["gold"]],
         "rows": ", ".join(f"{part['rows']:,} {name}" for name, part in evaluation["rows"].items()),
         "of those to forget in the request": evaluation.get("requested"),

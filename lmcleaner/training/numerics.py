@@ -235,6 +235,18 @@ def environment() -> dict[str, str]:
     return found
 
 
+def computed_on(device: torch.device) -> dict[str, str]:
+    """Where and with what something is computed, as documents state it.
+
+    Args:
+        device: where.
+
+    Returns:
+        `environment` with the `device`, and its model in brackets.
+    """
+    return environment() | {"device": f"{device} ({device_name(str(device))})"}
+
+
 def replay_device(manifest: Manifest, wanted: str | None = None) -> torch.device:
     """Where to compute.
 

@@ -12,17 +12,16 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from tampering import changed, places, value_at, with_value, write_whole
 from typer.testing import CliRunner, Result
 
 from lmcleaner.audit.check import AuditReport
 from lmcleaner.audit.options import VerifyOptions
-from lmcleaner.audit.requests import request_documents
 from lmcleaner.audit.rerun import Stretch, draw
 from lmcleaner.audit.signature import signature_problem
 from lmcleaner.audit.verify import verify_audit
 from lmcleaner.cli.main import app
 from lmcleaner.formats.audit_document import encode_audit, read_audit
-from lmcleaner.formats.canonical import sha256_hex
 from lmcleaner.formats.errors import LmcleanerError
 from lmcleaner.unlearning.windows import Window
 from tiny_runs import TinyRun, record_tiny, unlearn_tiny, write_base_model
@@ -112,34 +111,11 @@ def test_the_documents_of_requests_and_windows_name_what_was_kept(made: Made) ->
     assert not list(made.folder.parent.glob(".*"))
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Paths to all leaves of a document."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [place for key, child in items for place in places(child, (*path, key))] or [path]
-
-
-def changed(value: Any, draw: random.Random) -> Any:
-    """Another value of the same kind."""
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, int):
-        return value + draw.choice([-1, 1])
-    if isinstance(value, float):
-        return value * (1 + draw.choice([-1e-9, 1e-3, 0.5])) + 1e-12
-    if isinstance(value, str) and value:
-        place = draw.randrange(len(value))
-        return value[:place] + ("0" if value[place] != "0" else "1") + value[place + 1 :]
-    return {None: 0.5, "": "x"}.get(value) if not isinstance(value, dict | list) else "something"
-
-
 def tamper_field(made: Made, draw: random.Random) -> str:
     document = read_audit(made.folder)
     path = draw.choice(places(document))
-    holder = document
-    for key in path[:-1]:
-        holder = holder[key]
-    holder[path[-1]] = changed(holder[path[-1]], draw)
-    (made.folder / "audit.json").write_text(json.dumps(document, indent=2) + "\n")
+    bent = with_value(document, path, changed(value_at(document, path), draw))
+    (made.folder / "audit.json").write_text(json.dumps(bent, indent=2) + "\n")
     return "/".join(map(str, path))
 
 
@@ -179,10 +155,7 @@ def say_another_mode(folder: Path, mode: str) -> None:
     """As somebody would who took cheaper steps than the document says, and made all digests fit."""
     document = read_audit(folder)
     document["config"]["hessian_mode"] = mode
-    content = encode_audit(document)
-    (folder / "audit.json").write_bytes(content)
-    for place, own in request_documents(document, sha256_hex(content)).items():
-        (folder / place).write_bytes(encode_audit(own))
+    write_whole(folder, document)
 
 
 @pytest.mark.parametrize("options", [{}, {"keep_states": 3}, {"K": 3, "keep_states": 2}, {"K": 3}], ids=str)
@@ -195,6 +168,64 @@ def test_steps_that_were_not_taken_as_the_document_says_are_found(
     found = failed(verified(Made(folder, run.log)))
     assert found.keys() == {"sweep"}
     assert "lead somewhere else when they are taken again" in found["sweep"]
+
+
+def _hide_reasons(document: Document) -> None:
+    document["result"] |= {"verdict": "good", "reasons": []}
+
+
+def _other_reason(document: Document) -> None:
+    document["result"]["reasons"][0] += "!"
+
+
+def _other_estimate(document: Document) -> None:
+    document["result"]["estimated_error"] = 0.01
+
+
+def _other_counts(document: Document) -> None:
+    document["requests"][0]["coverage"]["steps"] += 1
+
+
+def _other_start(document: Document) -> None:
+    document["windows"][0]["last_occurrence"] -= 1
+
+
+def _no_numbers(document: Document) -> None:
+    document["windows"][0]["left_out"] = "little"
+
+
+JUDGED: dict[str, tuple[Callable[[Document], None], str]] = {
+    "a poor result called good": (_hide_reasons, "by its own measures the result is poor: window 2 to"),
+    "another reason": (_other_reason, "reasons: the document says"),
+    "another estimate": (_other_estimate, "estimated_error: the document says 0.01, found None"),
+    "a measure that is none": (_no_numbers, "nothing follows from what is stated as measured: "),
+    "other counts of a request": (_other_counts, "samples and steps of a request: "),
+    "another end of the occurrences": (_other_start, "last_occurrence: the document says"),
+}
+
+
+@pytest.mark.parametrize("case", JUDGED)
+def test_what_follows_from_the_document_itself_is_checked_where_nothing_vouches_for_it(
+    case: str, run: TinyRun, unvouched: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(unvouched, tmp_path / "out"))
+    assert read_audit(folder)["result"]["verdict"] == "poor"
+    bend, problem = JUDGED[case]
+    document = read_audit(folder)
+    bend(document)
+    write_whole(folder, document)
+    report = verified(Made(folder, run.log), VerifyOptions(steps=1))
+    assert any(problem in found for found in failed(report).values())
+    assert "document" in report.unchecked
+
+
+@pytest.fixture(scope="module")
+def unvouched(run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A poor result that is in no ledger."""
+    folder = tmp_path_factory.mktemp("unvouched") / "out"
+    unlearn_tiny(run, folder, "GGN", forget="steps:2,12", K=2, ledger=False)
+    assert failed(verified(Made(folder, run.log), VerifyOptions(steps=1))) == {}
+    return folder
 
 
 def test_a_document_that_nothing_vouches_for_is_told(made: Made, run: TinyRun, tmp_path: Path) -> None:
