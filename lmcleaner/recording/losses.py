@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import Trainer, trainer_pt_utils
 
 from lmcleaner.formats.manifest import LossEntry, LossName
+from lmcleaner.recording.scaling import Scaling
 
 # A slope of 0.33333334 is that of a sum over 3: what this close to a whole number is one.
 _WHOLE = 1e-5
@@ -41,13 +42,14 @@ Tell = Callable[[SeenLoss], None]
 class Losses:
     """Tells of each forward pass's loss: at its end, when it is smoothed, or when a trainer went back through it."""
 
-    def __init__(self, expected: LossEntry | None = None) -> None:
+    def __init__(self, expected: LossEntry | None = None, scaling: Scaling | None = None) -> None:
         """Sees nothing yet.
 
         Args:
             expected: the run's loss, if it is known; of two that fit it is the one.
+            scaling: what a gradient scaler multiplies losses by.
         """
-        self._expected = expected
+        self._expected, self._scaling = expected, scaling or Scaling()
         self._waiting: tuple[dict[str, Any], Tell] | None = None
         self._counts_alone = False
         self._smooth, self._train = _SMOOTHER.__call__, _TRAINER.training_step
@@ -98,7 +100,11 @@ class Losses:
             given = {name: value for name, value in arguments.items() if name != _FUSED}
             if log_probs.requires_grad:
                 values = log_probs.detach()
-                log_probs.register_hook(lambda slope: tell(_fused(given, values, slope, self._expected, self._factor)))
+                log_probs.register_hook(
+                    lambda slope: tell(
+                        _fused(given, values, slope / self._scaling.factor, self._expected, self._factor)
+                    )
+                )
             return
         loss = loss_of(output)
         if loss is None:
