@@ -201,6 +201,7 @@ def _show_step(log: "TrainingLog", step: int, *, as_json: bool) -> None:
         "loss": float(log.table("steps/loss")[step]),
         "gradient_norm": record.gradient_norm,
         "unclipped_norm": record.unclipped_norm,
+        "loss_scale": record.loss_scale,
         "seconds": record.seconds,
         "has_checkpoint": step in log.checkpoint_steps,
         "parameters_blake3": log.parameters_digest(step + 1).hex(),
@@ -220,8 +221,9 @@ def _show_step(log: "TrainingLog", step: int, *, as_json: bool) -> None:
     if as_json:
         print_json(described)
         return
+    scale = f"losses scaled by {record.loss_scale:g}, " if record.loss_scale != 1 else ""
     print_text(
-        f"step {step}: loss {described['loss']:.4f}, {_norms(log, record)}, {_rates(log, record.lr)}, "
+        f"step {step}: loss {described['loss']:.4f}, {scale}{_norms(log, record)}, {_rates(log, record.lr)}, "
         f"{record.seconds:.3f} s"
     )
     for number, microbatch in enumerate(record.microbatches):

@@ -85,6 +85,10 @@ def problem_of_table(name: str, rows: NDArray[Any], commit: Commit, manifest: Ma
         return f"expected ranks below {manifest.world_size}, found {rows.min()} to {rows.max()}"
     if name == "microbatches/packed" and len(rows) and rows.max() != 1:
         return f"expected 0 and 1, and a packed microbatch, found {rows.min()} to {rows.max()}"
+    if name == "steps/loss_scale" and len(rows) and not (np.isfinite(rows) & (rows > 0)).all():
+        return f"expected finite factors above 0, found {rows.min()} to {rows.max()}"
+    if name == "steps/loss_scale" and len(rows) and (rows == 1).all():
+        return "expected a factor other than 1, found none"
     return None
 
 

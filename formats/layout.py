@@ -149,6 +149,7 @@ OPTIONAL_TABLES: tuple[Table, ...] = (
         "steps/unclipped_norm", np.float64, "L2 norm of the gradient before clipping, in a run that clips it and a log "
         "that holds it",
     ),
+    _table("steps/loss_scale", np.float64, "what a gradient scaler multiplied the losses by, in a run that has one"),
     _table("microbatches/rank", np.int32, "process that the microbatch ran in, in a run of several"),
     _table("microbatches/packed", np.uint8, "1 where a row is several samples, in a run with such rows"),
 )  # fmt: skip

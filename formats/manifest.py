@@ -80,7 +80,7 @@ class NumericsEntry:
         deterministic: whether torch was told to use deterministic algorithms.
         attention: attention implementation of the model.
         rng_bytes: bytes of one row of rng/states.
-        autocast: dtype that forward passes were cast to by torch's autocast, "bfloat16"; None without it.
+        autocast: dtype that forward passes were cast to by torch's autocast, "bfloat16" or "float16"; None without it.
         warn_only: whether it was told to warn, and take another one, where an operation has none.
         matmul: precision in which float32 matrices are multiplied on the device, "ieee", "tf32" or "bf16".
         cublas_workspace: CUBLAS_WORKSPACE_CONFIG of a run on a GPU, if it was set.
@@ -105,7 +105,7 @@ class AdapterEntry:
 
     Attributes:
         config: as PEFT writes it into adapter_config.json.
-        base_dtype: dtype of the base model, "float32", "bfloat16" or "float64".
+        base_dtype: dtype of the base model, "float32", "bfloat16", "float16" or "float64".
     """
 
     config: Json

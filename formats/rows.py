@@ -40,6 +40,7 @@ class RowWriter:
         norms = tables["steps/unclipped_norm"]
         if step.unclipped_norm is not None and norms.num_rows == tables["steps/stop"].num_rows - 1:
             norms.append([step.unclipped_norm])  # of every step or, in a log that was begun without, of none
+        self._append_scale(step)
 
     def _append_microbatch(self, microbatch: MicrobatchRecord) -> None:
         tables = self._tables
@@ -56,6 +57,12 @@ class RowWriter:
         tables["microbatches/rng_row"].append([tables["rng/states"].num_rows if microbatch.rng else -1])
         if microbatch.rng:
             tables["rng/states"].append(np.frombuffer(microbatch.rng, np.uint8))
+
+    def _append_scale(self, step: StepRecord) -> None:
+        """From the first step with scaled losses on there is such a table, which says 1 of those before."""
+        table, num_rows = self._tables["steps/loss_scale"], self._tables["steps/stop"].num_rows
+        if step.loss_scale != 1 or table.num_rows:
+            table.append([*np.ones(num_rows - 1 - table.num_rows), step.loss_scale])
 
     def _append_packed(self, microbatch: MicrobatchRecord) -> None:
         """From the first packed microbatch on there is such a table, which says of those before that they weren't."""
@@ -98,13 +105,14 @@ class RowReader:
 
     def step(self, step: int) -> StepRecord:
         """What step `step` did; no sample's content is read."""
-        norms = self._table("steps/unclipped_norm")
+        norms, scales = self._table("steps/unclipped_norm"), self._table("steps/loss_scale")
         return StepRecord(
             microbatches=tuple(self._microbatch(row) for row in self._range("steps/stop", step)),
             lr=tuple(float(lr) for lr in self._table("steps/lr")[step]),
             gradient_norm=float(self._table("steps/gradient_norm")[step]),
             seconds=float(self._table("steps/seconds")[step]),
             unclipped_norm=float(norms[step]) if len(norms) else None,
+            loss_scale=float(scales[step]) if len(scales) else 1.0,
         )
 
     def _content(self, row: int) -> Sample:

@@ -68,6 +68,8 @@ class StepRecord:
         gradient_norm: L2 norm of the gradient that the optimizer was given, after clipping.
         seconds: wall time of the step.
         unclipped_norm: the norm before clipping; None where nobody told it.
+        loss_scale: what a gradient scaler multiplied the losses by before the backward passes, and divided the gradient
+            by after them; 1 without one.
     """
 
     microbatches: tuple[MicrobatchRecord, ...]
@@ -75,6 +77,7 @@ class StepRecord:
     gradient_norm: float
     seconds: float
     unclipped_norm: float | None = None
+    loss_scale: float = 1.0
 
     @property
     def samples(self) -> tuple[Sample, ...]:

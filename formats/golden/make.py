@@ -183,6 +183,11 @@ def _step_tables(run: Run) -> dict[str, list[Any]]:
         "steps/reconstruction_blake3": [_hex(bits) for bits in _reconstructions(run)] if is_lossy else [],
         "steps/gradient_blake3": [_hex(bits) for bits in _coded_gradients(run)],
         **({"steps/unclipped_norm": [step.unclipped_norm for step in run.steps]} if run.curvature else {}),
+        **(
+            {"steps/loss_scale": [step.loss_scale for step in run.steps]}
+            if any(step.loss_scale != 1 for step in run.steps)
+            else {}
+        ),
     }
 
 

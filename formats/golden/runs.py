@@ -55,6 +55,7 @@ class Golden:
         has_adapter: whether the parameters are an adapter's, trained under autocast.
         loss: what the trainer took the gradient of, if that wasn't the model's own loss.
         is_packed: whether microbatches of two rows or more are packed ones, but for the first step's.
+        is_scaled: whether it ran under autocast to float16 and scaled its losses, but for the first step's.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Golden:
     has_adapter: bool = False
     loss: LossEntry | None = None
     is_packed: bool = False
+    is_scaled: bool = False
 
 
 GOLDEN = (
@@ -96,6 +98,7 @@ GOLDEN = (
     Golden(name="v1-adapter", shapes=SMALL, num_steps=3, has_adapter=True),
     Golden(name="v1-loss", shapes=SMALL, num_steps=3, loss=LossEntry(name="label_smoothing", smoothing=0.1)),
     Golden(name="v1-packed", shapes=SMALL, num_steps=5, is_packed=True),
+    Golden(name="v1-scaled", shapes=SMALL, num_steps=5, is_scaled=True),
 )
 
 
@@ -172,6 +175,7 @@ def make_run(golden: Golden) -> Run:
         curvature={},
     )
     run = _packed(run) if golden.is_packed else run
+    run = _scaled(run) if golden.is_scaled else run
     return run if golden.curvature is None else _with_curvature(run, numbers, golden)
 
 
@@ -196,6 +200,13 @@ def _packed(run: Run) -> Run:
     first, *others = run.steps
     steps = [replace(step, microbatches=tuple(packed(m) for m in step.microbatches)) for step in others]
     return replace(run, steps=(first, *steps))
+
+
+def _scaled(run: Run) -> Run:
+    """By factors of which one is no power of two, and one is 1."""
+    factors = (1.0, 65536.0, 65536.0, 0.7 * 65536, 1.0)
+    steps = zip(run.steps, factors, strict=True)
+    return replace(run, steps=tuple(replace(step, loss_scale=factor) for step, factor in steps))
 
 
 def _estimate(numbers: Numbers, golden: Golden, count: int) -> StoredEstimate:
@@ -276,7 +287,7 @@ def make_manifest(golden: Golden) -> Manifest:
             deterministic=True,
             attention="eager",
             rng_bytes=RNG_BYTES,
-            autocast="bfloat16" if golden.has_adapter else None,
+            autocast="bfloat16" if golden.has_adapter else "float16" if golden.is_scaled else None,
         ),
         updates=golden.updates,
         gradients=golden.gradients,

@@ -1,7 +1,7 @@
 """What a step must be like so that replay can reproduce it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,13 +14,14 @@ from lmcleaner.training.optimizers import hyperparameters
 _CLIP_TOLERANCE = 1e-2
 
 
-def gradient_norm(parameters: Sequence[Tensor], limit: float | None, step: int) -> float:
+def gradient_norm(parameters: Sequence[Tensor], limit: float | None, step: int, scale: float = 1.0) -> float:
     """L2 norm of the gradient that the optimizer is about to use.
 
     Args:
         parameters: the trainable parameters.
         limit: what the loop said to clip the norm at, or None.
         step: number of the step, for messages.
+        scale: what the optimizer will divide the gradient by itself.
 
     Returns:
         The norm.
@@ -30,7 +31,7 @@ def gradient_norm(parameters: Sequence[Tensor], limit: float | None, step: int) 
         UsageError: the gradient isn't clipped as it was said to be.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(gradients))
+    norm = float(torch.nn.utils.get_total_norm(gradients)) / scale
     if not math.isfinite(norm):
         raise DivergedError(
             f"the gradient is not finite: step {step}: found norm {norm}",
@@ -41,6 +42,21 @@ def gradient_norm(parameters: Sequence[Tensor], limit: float | None, step: int) 
             f"the loop doesn't clip as it was said to: step {step}: expected a norm of at most {limit}, found {norm}"
         )
     return norm
+
+
+def given_gradients(parameters: Sequence[Tensor], scale: float) -> Iterator[Tensor]:
+    """The gradients that the optimizer is about to use.
+
+    Args:
+        parameters: the trainable parameters.
+        scale: what the optimizer will divide the gradients by itself.
+
+    Yields:
+        One for each parameter; zeros where the backward pass didn't reach it.
+    """
+    for parameter in parameters:
+        gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+        yield gradient if scale == 1 else gradient / scale
 
 
 def check_hyperparameters(optimizer: torch.optim.Optimizer, manifest: Manifest, step: int) -> None:

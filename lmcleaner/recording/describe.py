@@ -38,7 +38,7 @@ class RunDescription:
         tokenizer: source and digest.
         training: the run's own options, for people.
         forward_arguments: keyword arguments besides tensors that every forward pass is given.
-        autocast: "bfloat16" where the forward passes run under torch's autocast, else None.
+        autocast: "bfloat16" or "float16" where the forward passes run under torch's autocast, else None.
         loss: how the trainer computes the loss from what the model returns; None where the model returns it.
     """
 
@@ -67,11 +67,8 @@ class RunDescription:
             raise UsageError(f"checkpoint_every: expected at least 1, found {self.checkpoint_every}")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise UsageError(f"max_grad_norm: expected None or more than 0, found {self.max_grad_norm}")
-        if self.autocast not in {None, "bfloat16"}:
-            raise UsageError(
-                f"unsupported autocast: expected bfloat16, found {self.autocast}",
-                hint="float16 needs a gradient scaler, whose steps can't be replayed",
-            )
+        if self.autocast not in {None, "bfloat16", "float16"}:
+            raise UsageError(f"unsupported autocast: expected bfloat16 or float16, found {self.autocast}")
         if not self.loss_divisor > 0:
             raise UsageError(f"loss_divisor: expected more than 0, found {self.loss_divisor}")
 

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from lmcleaner.formats.errors import UsageError
+from lmcleaner.recording.scaling import Scaling
 from lmcleaner.recording.watch import Watch, WatchOptions
 
 Mode = Literal["batch", "sample"]
@@ -63,17 +64,23 @@ class TrainingLogger:
             eta: learning rate of the step, of any parameter group.
             model: the model.
 
+        A step that a gradient scaler left out isn't recorded, and may be registered like the others or not at all.
+
         Raises:
             UsageError: another step, model or learning rate than the one that was recorded, or none was.
         """
         recorder = self._watch.recorder if self._watch is not None else None
+        scaling = self._watch.scaling if self._watch is not None else Scaling()
+        if scaling.was_left_out:
+            return
         if recorder is None:
             raise UsageError(
                 f"step {step_id}: no optimizer step was seen", hint="make the logger before the first forward pass"
             )
         rates = recorder.last_lr
-        if step_id != recorder.num_steps - 1:
-            raise UsageError(f"step_id: expected {recorder.num_steps - 1}, the last step taken, found {step_id}")
+        last = recorder.num_steps - 1
+        if step_id not in {last, last + scaling.num_left_out}:
+            raise UsageError(f"step_id: expected {last}, the last step taken, found {step_id}")
         if model is not recorder.module and recorder.module not in set(model.modules()):
             raise UsageError(
                 f"step {step_id}: expected the recorded {type(recorder.module).__name__}, found another model"

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import Trainer, trainer_pt_utils
 
 from lmcleaner.formats.manifest import LossEntry, LossName
+from lmcleaner.recording.scaling import Scaling
 
 # A slope of 0.33333334 is that of a sum over 3: what this close to a whole number is one.
 _WHOLE = 1e-5
@@ -41,20 +42,28 @@ Tell = Callable[[SeenLoss], None]
 class Losses:
     """Tells of each forward pass's loss: at its end, when it is smoothed, or when a trainer went back through it."""
 
-    def __init__(self, expected: LossEntry | None = None) -> None:
+    def __init__(self, expected: LossEntry | None = None, scaling: Scaling | None = None) -> None:
         """Sees nothing yet.
 
         Args:
             expected: the run's loss, if it is known; of two that fit it is the one.
+            scaling: what a gradient scaler multiplies losses by.
         """
-        self._expected = expected
+        self._expected, self._scaling = expected, scaling or Scaling()
         self._waiting: tuple[dict[str, Any], Tell] | None = None
+        self._counts_alone = False
         self._smooth, self._train = _SMOOTHER.__call__, _TRAINER.training_step
 
     @property
     def is_waiting(self) -> bool:
         """Whether the last forward pass returned no loss, and nobody has computed one from it."""
         return self._waiting is not None
+
+    @property
+    def _factor(self) -> int:
+        """What TRL multiplies a loss by: the processes whose tokens it was divided by, unless each counts its own."""
+        is_alone = self._counts_alone or not torch.distributed.is_initialized()
+        return 1 if is_alone else torch.distributed.get_world_size()
 
     def attach(self) -> None:
         """Sees from now on what transformers' `LabelSmoother` computes, and when its `Trainer` went back."""
@@ -67,6 +76,7 @@ class Losses:
 
         def trained(trainer: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
             labels = inputs.get("labels")
+            self._counts_alone = not trainer.args.average_tokens_across_devices
             loss: Tensor = train(trainer, model, inputs, *args, **kwargs)
             self._tell(OWN, loss, slope=1.0, labels=labels)
             return loss
@@ -90,7 +100,11 @@ class Losses:
             given = {name: value for name, value in arguments.items() if name != _FUSED}
             if log_probs.requires_grad:
                 values = log_probs.detach()
-                log_probs.register_hook(lambda slope: tell(_fused(given, values, slope, self._expected)))
+                log_probs.register_hook(
+                    lambda slope: tell(
+                        _fused(given, values, slope / self._scaling.factor, self._expected, self._factor)
+                    )
+                )
             return
         loss = loss_of(output)
         if loss is None:
@@ -128,16 +142,17 @@ def whole(number: float) -> float:
     return float(round(number)) if abs(number - round(number)) < _WHOLE * number else number
 
 
-def _fused(arguments: dict[str, Any], log_probs: Tensor, slope: Tensor, expected: LossEntry | None) -> SeenLoss:
-    """Which of TRL's losses has this gradient by the log-probabilities, `[batch, seq]`: -1 / D, or that times p."""
+def _fused(
+    arguments: dict[str, Any], log_probs: Tensor, slope: Tensor, expected: LossEntry | None, factor: int
+) -> SeenLoss:
+    """Which of TRL's losses has this gradient by the log-probabilities, `[batch, seq]`: -F / D, or that times p."""
     weights: dict[LossName, Tensor] = {"trl_nll": torch.ones_like(log_probs), "trl_dft": log_probs.exp()}
-    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     for name in sorted(weights, key=lambda name: expected is None or expected.name != name):
         weight = weights[name]
         largest = weight.argmax()
-        items = whole(-processes * float(weight.flatten()[largest]) / (float(slope.flatten()[largest]) or 1.0))
-        if items > 0 and items.is_integer() and torch.allclose(slope, -processes / items * weight, rtol=_WHOLE, atol=0):
+        items = whole(-factor * float(weight.flatten()[largest]) / (float(slope.flatten()[largest]) or 1.0))
+        if items > 0 and items.is_integer() and torch.allclose(slope, -factor / items * weight, rtol=_WHOLE, atol=0):
             loss = (-log_probs * weight).sum() / items
             given = arguments | {"num_items_in_batch": items}
-            return SeenLoss(entry=LossEntry(name=name), arguments=given, loss=loss, slope=processes)
+            return SeenLoss(entry=LossEntry(name=name), arguments=given, loss=loss, slope=factor)
     return SeenLoss(entry=OWN, arguments=arguments, loss=-log_probs.mean(), slope=1.0)

@@ -22,7 +22,7 @@ from lmcleaner.formats.store import Store, open_store
 from lmcleaner.formats.wording import counted
 from lmcleaner.formats.writer import LogWriter
 from lmcleaner.recording.background import BackgroundWriter
-from lmcleaner.recording.checks import check_hyperparameters, gradient_norm
+from lmcleaner.recording.checks import check_hyperparameters, given_gradients, gradient_norm
 from lmcleaner.recording.describe import RunDescription, describe_run, take_checkpoint, trainable_parameters
 from lmcleaner.recording.losses import OWN, Losses, SeenLoss
 from lmcleaner.recording.microbatches import arguments_of, microbatch_record
@@ -30,6 +30,7 @@ from lmcleaner.recording.packing import check_apart
 from lmcleaner.recording.processes import NoWriter, Processes, check_whole
 from lmcleaner.recording.repeated import RepeatedSteps
 from lmcleaner.recording.resume import open_unfinished
+from lmcleaner.recording.scaling import Scaling, leaves_out
 from lmcleaner.recording.self_check import record_self_check
 from lmcleaner.recording.unclipped import UnclippedNorm
 from lmcleaner.training.numerics import autocast_dtype, rng_state
@@ -67,6 +68,7 @@ class Recorder:
         step: int | None = None,
         self_check: bool = True,
         processes: Processes | None = None,
+        scaling: Scaling | None = None,
     ) -> None:
         """Checks that the run can be recorded.
 
@@ -81,6 +83,7 @@ class Recorder:
             step: the step that a resumed run is at; None finds it by the model's parameters.
             self_check: takes up to six steps again when the run has ended, with the base model from where it lies.
             processes: those that train together; None finds out by the module.
+            scaling: what was seen of a gradient scaler in passes before the hooks were attached.
 
         Raises:
             ExistsError: a log lies there, or there is nothing to resume.
@@ -111,7 +114,8 @@ class Recorder:
         is_clipped = self._manifest.max_grad_norm is not None and self._manifest.gradients != "none"
         # What DistributedDataParallel puts in place no hook sees, and before that each process only its own part.
         self._unclipped = UnclippedNorm(self._parameters) if is_clipped and not self._processes.is_wrapped else None
-        self._losses = Losses(self._manifest.model.loss)
+        self._scaling = scaling or Scaling()
+        self._losses = Losses(self._manifest.model.loss, self._scaling)
         self._handles: list[Any] = []
         self._pending: dict[str, Any] | None = None
         self._rng_before = b""
@@ -144,6 +148,7 @@ class Recorder:
             *(self._unclipped.attach() if self._unclipped is not None else ()),
         ]
         self._losses.attach()
+        self._scaling.attach(self._leave_out, self.optimizer)
         self._last_time = time.perf_counter()
         return self
 
@@ -154,6 +159,7 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
         self._losses.detach()
+        self._scaling.detach()
         finished = False
         try:
             if error is None:
@@ -188,9 +194,16 @@ class Recorder:
         self._microbatches.append(microbatch_record(arguments, known, padding, loss, rng))
         self._averaged.append(averaged)
 
-    def count_from(self, moment: float) -> None:
-        """Says when the current step began, by `time.perf_counter`."""
+    def begin(self, moment: float, unclipped_norm: float | None = None) -> None:
+        """Says of the current step what was seen of it before the hooks were attached.
+
+        Args:
+            moment: when it began, by `time.perf_counter`.
+            unclipped_norm: the gradient's norm before the loop clipped it, if it did.
+        """
         self._last_time = moment
+        if self._unclipped is not None and unclipped_norm is not None:
+            self._unclipped.tell(unclipped_norm)
 
     def _resumed_step(self, step: int | None) -> int:
         """The step that the run is at, which the first process tells the others."""
@@ -279,6 +292,8 @@ class Recorder:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._check_losses()
+        if leaves_out(optimizer):
+            return
         if not self._microbatches:
             raise UsageError(
                 f"step {self.num_steps}: an optimizer step without a forward pass of the model in train mode",
@@ -286,33 +301,41 @@ class Recorder:
             )
         check_hyperparameters(optimizer, self._manifest, self.num_steps)
         limit = self._manifest.max_grad_norm
-        norm = gradient_norm(self._parameters, limit, self.num_steps)
+        scale, left = self._scaling.take(optimizer, self.num_steps, is_clipped=limit is not None)
+        norm = gradient_norm(self._parameters, limit, self.num_steps, left)
         self._step = StepRecord(
             microbatches=self._processes.gather(self._microbatches, self._averaged, self.num_steps),
             lr=tuple(float(group["lr"]) for group in optimizer.param_groups),
             gradient_norm=norm,
             seconds=0.0,
-            unclipped_norm=self._unclipped.take(norm, limit, self.num_steps) if self._unclipped and limit else None,
+            unclipped_norm=self._unclipped.take(norm, limit, self.num_steps, scale)
+            if self._unclipped and limit
+            else None,
+            loss_scale=scale,
         )
         if self._manifest.gradients != "none":
-            gradients = (p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters)
-            self._gradient = bits_of(gradients, self._writer.take())
+            self._gradient = bits_of(given_gradients(self._parameters, left), self._writer.take())
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        assert self._step is not None
+        if self._step is None:  # a fused optimizer that left it out
+            return
         step = replace(self._step, seconds=time.perf_counter() - self._last_time)
         if self._past is not None and self.num_steps < self._past.num_steps:
             self._past.check(self.num_steps, step, bits_of(self._parameters))
         else:
             self._writer.append(step, bits_of(self._parameters, self._writer.take()), self._gradient)
-        self._microbatches, self._averaged = [], []
         self._step, self._gradient, self.last_lr = None, None, step.lr
         self.num_steps += 1
         if self.num_steps % self._manifest.checkpoint_every == 0:
             self._write_checkpoint()
         if not self._idle_cores:
             self._writer.wait()
-        self._last_time = time.perf_counter()  # recording itself is not part of the step
+        self._leave_out()
+
+    def _leave_out(self) -> None:
+        """The next step begins, whether this one was taken or not; recording itself is not part of it."""
+        self._microbatches, self._averaged = [], []
+        self._last_time = time.perf_counter()
 
     def _write_checkpoint(self) -> None:
         """Writes the state before the next step, unless the log holds it or is further already."""

@@ -23,6 +23,7 @@ _PARTS: dict[str, Callable[[StepRecord], object]] = {
     "rows": lambda step: [sample.digest.hex()[:12] for sample in step.samples],
     "padding": lambda step: [(m.starts, m.width, m.has_mask, m.packed) for m in step.microbatches],
     "denominators": lambda step: [m.denominator for m in step.microbatches],
+    "loss scale": lambda step: step.loss_scale,
     "random state": lambda step: [hashlib.sha256(m.rng).hexdigest()[:12] for m in step.microbatches],
     "losses": lambda step: [m.loss for m in step.microbatches],
     "learning rates": lambda step: step.lr,

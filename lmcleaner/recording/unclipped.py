@@ -19,6 +19,11 @@ class UnclippedNorm:
         """Attaches nothing yet."""
         self._parameters = parameters
         self._norms: dict[int, Tensor] = {}
+        self._told: float | None = None
+
+    def tell(self, norm: float) -> None:
+        """Says what the current step's norm is, whose backward passes were before the hooks."""
+        self._told = norm
 
     def attach(self) -> list[Any]:
         """Attaches a hook to each parameter.
@@ -31,13 +36,14 @@ class UnclippedNorm:
             for number, parameter in enumerate(self._parameters)
         ]
 
-    def take(self, given: float, limit: float, step: int) -> float:
+    def take(self, given: float, limit: float, step: int, scale: float = 1.0) -> float:
         """The norm before clipping, and forgets it.
 
         Args:
             given: norm of what the optimizer is about to use.
             limit: what the loop said to clip the norm at.
             step: number of the step, for messages.
+            scale: what the losses were multiplied by, and the gradient divided by before it was clipped.
 
         Returns:
             The norm as `torch.nn.utils.clip_grad_norm_` computes it, up to rounding.
@@ -45,8 +51,9 @@ class UnclippedNorm:
         Raises:
             UsageError: something else than clipping was done to the gradient.
         """
-        norm = joined_norm([self._norms[number] for number in sorted(self._norms)])
-        self._norms = {}
+        seen = joined_norm([self._norms[number] for number in sorted(self._norms)]) / scale
+        norm = seen if self._told is None else self._told
+        self._norms, self._told = {}, None
         if abs(given - min(norm, limit)) > _TOLERANCE * min(norm, limit):
             raise UsageError(
                 f"the loop does more to a gradient than to clip it: step {step}: expected a norm of "

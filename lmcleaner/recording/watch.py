@@ -32,6 +32,7 @@ from lmcleaner.recording.packing import check_apart
 from lmcleaner.recording.processes import Processes, averages, check_whole, wrapper_of
 from lmcleaner.recording.recorder import Recorder
 from lmcleaner.recording.resume import open_unfinished
+from lmcleaner.recording.scaling import Scaling, leaves_out
 from lmcleaner.training.adapters import is_adapted, without_adapter
 from lmcleaner.training.numerics import autocast_dtype, rng_state
 
@@ -114,6 +115,7 @@ class Watch:
 
     Attributes:
         recorder: records since the first step; None before it.
+        scaling: what a gradient scaler did.
     """
 
     def __init__(self, log: Path | str, options: WatchOptions | None = None) -> None:
@@ -127,11 +129,13 @@ class Watch:
         self._passes: list[_Pass] = []
         self._finders: list[Callable[[], None]] = []  # undo what only the search for model and settings needs
         self._step_hook: Any = None
-        self._losses = Losses()
+        self.scaling = Scaling()
+        self._losses = Losses(scaling=self.scaling)
         self._wrappers: list[nn.Module] = []  # what may average gradients over several processes
         self._hooked: dict[int, bytes] = {}  # id of a module in its forward pass -> the generators before it
         self._autocast: list[str | None] = []  # of the first pass, once it is known
         self._clip: float | None = None
+        self._unclipped_norm: float | None = None
         self._clip_grad_norm = torch.nn.utils.clip_grad_norm_
         self._started = 0.0
         self.recorder: Recorder | None = None
@@ -158,10 +162,12 @@ class Watch:
         """
         self._step_hook = register_optimizer_step_pre_hook(self._before_step)
         self._losses.attach()
+        self.scaling.attach(self._passes.clear)
         self._finders = [
             register_module_forward_pre_hook(self._before_forward).remove,
             self._restore_clipping,
             self._losses.detach,
+            self.scaling.detach,
         ]
         self._clip_grad_norm = torch.nn.utils.clip_grad_norm_
         torch.nn.utils.clip_grad_norm_ = self._clipping
@@ -223,7 +229,7 @@ class Watch:
             copy = seen.loss.detach().clone()
             taken = _Pass(module, seen.arguments, seen.entry, copy, before, drew, averaged, seen.slope)
             if seen.loss.requires_grad:
-                seen.loss.register_hook(lambda slope: setattr(taken, "slope", float(slope)))
+                seen.loss.register_hook(lambda slope: setattr(taken, "slope", float(slope) / self.scaling.factor))
             self._passes.append(taken)
 
         arguments = arguments_of(module, args, kwargs)
@@ -235,11 +241,15 @@ class Watch:
         if norm_type != 2.0:
             raise UsageError(f"unsupported clipping: expected the L2 norm, found norm_type {norm_type}")
         self._clip = float(max_norm) if math.isfinite(max_norm) else None
-        return self._clip_grad_norm(parameters, max_norm, norm_type, *args, **kwargs)
+        norm = self._clip_grad_norm(parameters, max_norm, norm_type, *args, **kwargs)
+        self._unclipped_norm = float(norm)
+        return norm
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The first step starts the recorder, whose own hooks see this very step too."""
         if self.recorder is None:
+            if leaves_out(optimizer):
+                return
             try:
                 self._start_recorder(optimizer)
             except BaseException:  # a callback isn't told that its trainer failed
@@ -264,11 +274,12 @@ class Watch:
         recorder = Recorder(
             self._log, module, optimizer, description,
             overwrite=options.overwrite, resume=options.resume, processes=processes,
+            scaling=self.scaling,
         )  # fmt: skip
         for seen in passes:  # before there is a log, which a pass that can't be recorded would leave behind
             recorder.note(seen.arguments, seen.loss.item(), seen.rng if seen.drew else b"", seen.averaged)
         recorder.__enter__()
-        recorder.count_from(self._started)
+        recorder.begin(self._started, self._unclipped_norm)
         self.recorder = recorder
         self._passes.clear()
         self._wrappers.clear()

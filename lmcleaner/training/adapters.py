@@ -11,7 +11,7 @@ from torch import nn
 from lmcleaner.formats.documents import Json
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.manifest import AdapterEntry
-from lmcleaner.training.vectors import dtype_name
+from lmcleaner.training.vectors import frozen_dtype_name
 
 _NAME = "default"  # PEFT's own; an adapter of another name is saved in a folder of its own
 
@@ -58,7 +58,7 @@ def describe_adapter(module: nn.Module) -> AdapterEntry | None:
     frozen = {parameter.dtype for parameter in module.parameters() if not parameter.requires_grad}
     if len(frozen) != 1:
         raise UsageError(f"the base model's weights must share one dtype: found {sorted(map(str, frozen))}")
-    return AdapterEntry(config=_plain(wrapped.peft_config[_NAME].to_dict()), base_dtype=dtype_name(frozen.pop()))
+    return AdapterEntry(config=_plain(wrapped.peft_config[_NAME].to_dict()), base_dtype=frozen_dtype_name(frozen.pop()))
 
 
 def new_lora(base: nn.Module, rank: int, alpha: int, targets: str | None) -> nn.Module:

@@ -2,6 +2,7 @@
 
 import hashlib
 
+import torch
 from torch import nn
 
 from lmcleaner.formats.canonical import little_endian_bytes
@@ -23,6 +24,7 @@ def model_fingerprint(module: nn.Module, *, only_frozen: bool = False) -> str:
         if only_frozen and tensor.requires_grad:
             continue
         content.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
-        values = bits_of([tensor]) if tensor.is_floating_point() else tensor.cpu().numpy()
+        is_plain = tensor.dtype == torch.float16 or not tensor.is_floating_point()
+        values = tensor.detach().cpu().numpy() if is_plain else bits_of([tensor])
         content.update(hashlib.sha256(little_endian_bytes(values)).digest())
     return content.hexdigest()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lmcleaner.choices import Denominator
 from lmcleaner.formats.bits import Bits
-from lmcleaner.formats.errors import MismatchError, UsageError
+from lmcleaner.formats.errors import DivergedError, MismatchError, UsageError
 from lmcleaner.formats.manifest import Manifest
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.steps import Checkpoint, StepRecord
@@ -190,8 +190,19 @@ class ReplayModel:
 
         Returns:
             The gradient before clipping, in the order of the manifest.
+
+        Raises:
+            DivergedError: it overflows with the factor by which the run's gradient scaler multiplied the losses.
         """
-        return self.gradient_and_losses(step, parameters, self.inputs(step, forgotten, denominator))[0]
+        gradient, _ = self.gradient_and_losses(step, parameters, self.inputs(step, forgotten, denominator))
+        parts = [part for part in gradient if part is not None] if step.loss_scale != 1 else []
+        if not all(bool(part.isfinite().all()) for part in parts):
+            raise DivergedError(
+                f"the gradient overflows float16 where the run's didn't: losses are scaled by {step.loss_scale:g}",
+                hint="a retraining's gradient scaler would leave the step out; use a mode that computes without "
+                "autocast, such as --hessian-mode exact",
+            )
+        return gradient
 
     def gradient_and_losses(
         self, step: StepRecord, parameters: Sequence[Tensor], inputs: Sequence[Inputs]
@@ -212,10 +223,10 @@ class ReplayModel:
             sums.turn_to(microbatch.rank)
             self.restore_rng(microbatch.rng)
             loss = self.loss(given)
-            self.scaled(loss).backward()
+            _times(self.scaled(loss), step.loss_scale).backward()
             losses.append(loss.detach())
         sums.finish()
-        return self.take_gradient(), losses
+        return _unscaled(self.take_gradient(), step.loss_scale), losses
 
     def loss(self, inputs: Inputs) -> Tensor:
         """The loss of a microbatch in training, with its graph."""
@@ -248,3 +259,16 @@ class ReplayModel:
         for parameter in self.parameters:
             parameter.grad = None
         return gradient
+
+
+def _times(loss: Tensor, scale: float) -> Tensor:
+    """A loss as a gradient scaler multiplies it: by a float32 number on its device."""
+    return loss if scale == 1 else loss * torch.tensor(scale, dtype=torch.float32, device=loss.device)
+
+
+def _unscaled(gradient: Gradient, scale: float) -> Gradient:
+    """A gradient as a gradient scaler divides it, in place: by a multiplication."""
+    for part in gradient if scale != 1 else ():
+        if part is not None:
+            part.mul_(1 / scale)
+    return gradient

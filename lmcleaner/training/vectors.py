@@ -16,6 +16,7 @@ from lmcleaner.formats.manifest import ParameterEntry
 _TORCH_DTYPES = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64, "uint8": torch.uint8,
 }  # fmt: skip
+_FROZEN_ONLY = "float16"
 _MAX_SPACED = 1 << 18  # elements of `evenly_spaced`; 1 MiB of float32, and norms within a few thousandths
 _INTEGER_VIEWS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float64: torch.int64}
 
@@ -26,6 +27,8 @@ def torch_dtype(name: str) -> torch.dtype:
     Raises:
         UsageError: a log can't hold that dtype.
     """
+    if name == _FROZEN_ONLY:
+        return torch.float16
     if name not in _TORCH_DTYPES:
         raise UsageError(f"unsupported dtype: expected one of {sorted(_TORCH_DTYPES)}, found {name!r}")
     return _TORCH_DTYPES[name]
@@ -41,6 +44,11 @@ def dtype_name(dtype: torch.dtype) -> str:
         if known == dtype:
             return name
     raise UsageError(f"unsupported dtype: expected one of {sorted(_TORCH_DTYPES)}, found {dtype}")
+
+
+def frozen_dtype_name(dtype: torch.dtype) -> str:
+    """The same of weights that weren't trained, which a log doesn't hold: they may be float16, too."""
+    return _FROZEN_ONLY if dtype == torch.float16 else dtype_name(dtype)
 
 
 def bits_of(tensors: Iterable[Tensor], out: Bits | None = None) -> Bits:

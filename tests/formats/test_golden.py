@@ -371,5 +371,6 @@ def test_the_golden_logs_cover_what_a_log_can_hold() -> None:
     assert any(
         view.table("microbatches/packed").any() for view in views if "microbatches/packed" in view.commit["tables"]
     )
+    assert any("steps/loss_scale" in view.commit["tables"] for view in views)
     assert any(view.table("samples/redacted").any() for view in views)
     assert any(len(list((folder / LOG).glob("generation-*/updates/c/*"))) > 1 for folder in FOLDERS)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM
 from two_processes import in_processes
 
 from lmcleaner.formats.errors import ExistsError, LmcleanerError, MismatchError, NotFoundError, UsageError
@@ -17,8 +17,8 @@ from lmcleaner.inspection.verify import verify
 from lmcleaner.recording.callback import LMCleanerCallback
 from lmcleaner.recording.resume import restore
 from lmcleaner.recording.watch import Watch, WatchOptions
-from real_runs import EVERY_TWO, STEPS, Setting, bits, load, trainer_of, with_lora
-from tiny_runs import same_bits, write_base_model
+from real_runs import EVERY_TWO, STEPS, Interruption, Setting, bits, load, trainer_of, with_lora
+from tiny_runs import content_of, same_bits, write_base_model
 
 SAVES = {"save_strategy": "steps", "save_steps": 2}
 RESUME = WatchOptions(resume=True)
@@ -32,24 +32,6 @@ TRAINERS: dict[str, Setting] = {
     "autocast": Setting(load, trainer={**SAVES, "bf16": True}),
     "LoRA": Setting(with_dropout_in_lora, trainer=SAVES),
 }
-
-
-def content(log: Path) -> tuple[Any, ...]:
-    """What must be the same in every log of the run; its seconds never are."""
-    opened = TrainingLog(log)
-    tables = {name: table for name, table in opened.commit.tables.items() if name != "steps/seconds"}
-    return opened.num_steps, opened.commit.finished, tables, opened.commit.checkpoints, opened.commit.self_check
-
-
-class Interruption(TrainerCallback):
-    """Presses ctrl-C after some steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        if state.global_step == self.steps:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +51,7 @@ def test_a_trainer_goes_on_from_its_own_checkpoint(setting: Setting, base: Path,
     assert TrainingLog(log).num_steps == 3
     again = trainer_of(setting, base, tmp_path / "b", callbacks=[LMCleanerCallback(log, RESUME)])
     again.train(resume_from_checkpoint=True)
-    assert content(log) == content(whole)
+    assert content_of(log) == content_of(whole)
     assert TrainingLog(log).commit.self_check.state == "exact"  # type: ignore[union-attr]
     assert unbroken.model is not None
     assert same_bits(bits(again.model), bits(unbroken.model))
@@ -129,7 +111,7 @@ def test_two_processes_go_on(where: str, base: Path, processes: Path, tmp_path: 
         for own in processes.glob("own-*.pt"):
             shutil.copy(own, tmp_path)
     in_processes(train, base, tmp_path, "log", RESUME)
-    assert content(tmp_path / "log") == content(processes / "whole")
+    assert content_of(tmp_path / "log") == content_of(processes / "whole")
     found = verify(TrainingLog(tmp_path / "log"), replay_steps=STEPS)
     assert found.replay is not None
     assert found.replay.is_exact
@@ -142,9 +124,9 @@ def is_refused(base: Path, folder: Path, options: WatchOptions, error: type[Lmcl
 
 def test_another_number_of_processes_is_refused(base: Path, processes: Path, tmp_path: Path) -> None:
     shutil.copytree(processes / "log", tmp_path / "log")
-    before = content(tmp_path / "log")
+    before = content_of(tmp_path / "log")
     in_processes(is_refused, base, tmp_path, RESUME, MismatchError, "processes: the log has 2, found 1", count=1)
-    assert content(tmp_path / "log") == before
+    assert content_of(tmp_path / "log") == before
 
 
 def test_a_log_of_several_processes_has_no_random_state_to_restore_for_each(base: Path, processes: Path) -> None:

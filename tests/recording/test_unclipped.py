@@ -11,6 +11,7 @@ from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.recording.describe import RunDescription
 from lmcleaner.recording.recorder import Recorder
+from lmcleaner.recording.watch import Watch, WatchOptions
 from lmcleaner.training.models import load_model
 from lmcleaner.training.state import clip_scale
 
@@ -51,6 +52,21 @@ def train(
 @pytest.mark.parametrize("limit", [0.01, 100.0])
 def test_it_is_the_norm_of_what_was_accumulated(limit: float, base_model: Path, tmp_path: Path) -> None:
     norms = train(base_model, tmp_path / "log", limit)
+    assert TrainingLog(tmp_path / "log").table("steps/unclipped_norm") == pytest.approx(norms, rel=1e-6)
+
+
+@pytest.mark.parametrize("limit", [0.01, 100.0])
+def test_a_watch_knows_that_of_the_first_step_too(limit: float, base_model: Path, tmp_path: Path) -> None:
+    norms = []
+    with Watch(tmp_path / "log", WatchOptions(gradients="lossless")):
+        model = load_model(str(base_model), torch.float32).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        for step in range(3):
+            tokens = torch.arange(3, 15).reshape(2, 6) + step
+            model(input_ids=tokens, labels=tokens.clone()).loss.backward()
+            norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), limit)))
+            optimizer.step()
+            optimizer.zero_grad()
     assert TrainingLog(tmp_path / "log").table("steps/unclipped_norm") == pytest.approx(norms, rel=1e-6)
 
 

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -97,6 +97,17 @@ SETTINGS: dict[str, Setting] = {
     ),
     "SFTTrainer, dft": Setting(load, is_sft=True, trainer={"bf16": False, "loss_type": "dft"}),
 }
+
+
+class Interruption(TrainerCallback):
+    """Presses ctrl-C after some steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        if state.global_step == self.steps:
+            raise KeyboardInterrupt
 
 
 def batches(setting: Setting, forgotten: Forgotten = ()) -> list[dict[str, Tensor]]:

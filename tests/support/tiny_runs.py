@@ -107,6 +107,13 @@ def parameters_in(folder: Path) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
+def content_of(log: Path) -> tuple[Any, ...]:
+    """What must be the same in every log of the run; its seconds never are."""
+    opened = TrainingLog(log)
+    tables = {name: table for name, table in opened.commit.tables.items() if name != "steps/seconds"}
+    return opened.num_steps, opened.commit.finished, tables, opened.commit.checkpoints, opened.commit.self_check
+
+
 def same_bits(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name].cpu(), right[name].cpu()) for name in left)
 
