@@ -127,7 +127,7 @@ def measure_costs(
     """
     started = time.perf_counter()
     state = replay.state(log.checkpoint(windows[0].start))
-    trajectory = ReadTrajectory(log, replay, windows[0].start, windows[0].end)
+    trajectory = ReadTrajectory(log, replay, windows[0].start, windows[0].end, state.parameters)
     open_seconds = time.perf_counter() - started
     here = [parameter.detach().to(replay.device, copy=True) for parameter in state.parameters]
     direction = [1e-3 * parameter for parameter in here]

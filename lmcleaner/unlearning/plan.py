@@ -19,7 +19,7 @@ from lmcleaner.unlearning.counting import Counts, count_sweep
 from lmcleaner.unlearning.recorded import Recorded, find_recorded, is_data_free
 from lmcleaner.unlearning.request import ForgetSet
 from lmcleaner.unlearning.settling import looks
-from lmcleaner.unlearning.windows import Window, read_steps
+from lmcleaner.unlearning.windows import Window, first_read, read_steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,10 +101,7 @@ def make_plan(
     is_replayed, is_offloaded = counts.replayed > 0, replay is not None and replay.offload
     kept = _kept_bytes(log, propagation, is_replayed=is_replayed, is_sampled=counts.sampled > 0)
     passing = _passing_bytes(log, mode, rank, found) + _summed_bytes(log, windows[0], reads_rows=counts.reads_rows)
-    reads = [
-        read_steps(w, log.checkpoint_steps, looks(w, log.checkpoint_steps, mode, is_end_fixed=is_end_fixed))
-        for w in windows
-    ]
+    reads = [_reads(log, window, mode, propagation, is_end_fixed=is_end_fixed) for window in windows]
     loaded = _segments_reached(log, windows, found)
     return Plan(
         mode=mode,
@@ -139,6 +136,15 @@ def _costs(
         return logged_costs(log, mode)
     with restored_numerics(log.manifest.numerics):
         return measure_costs(log, replay, windows, mode, rank, found, propagation, reads_rows=reads_rows)
+
+
+def _reads(
+    log: TrainingLog, window: Window, mode: HessianMode, propagation: Propagation, *, is_end_fixed: bool
+) -> set[int]:
+    """Steps whose updates a window reads; the paper's form has no lead-in that would lead to its first one."""
+    looked = looks(window, log.checkpoint_steps, mode, is_end_fixed=is_end_fixed)
+    start = first_read(log, window) if propagation is Propagation.OPTIMIZER else window.start
+    return read_steps(log.checkpoint_steps, looked, start)
 
 
 def _seconds(

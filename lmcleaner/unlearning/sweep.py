@@ -25,7 +25,7 @@ from lmcleaner.unlearning.sampling import SampledOracle
 from lmcleaner.unlearning.setting import Setting
 from lmcleaner.unlearning.settling import Settling, looks, marks
 from lmcleaner.unlearning.trajectory import Trajectory, open_trajectory
-from lmcleaner.unlearning.windows import Window, windows_in
+from lmcleaner.unlearning.windows import Window, first_read, windows_in
 
 # δ ten times as long as θ itself is no correction any more, whatever it grows to later.
 _GROWTH_LIMIT = 10.0
@@ -168,7 +168,7 @@ def sweep_window(
     looked = looks(window, log.checkpoint_steps, setting.mode, is_end_fixed=tolerance is None)
     settling = Settling(window, tolerance, log.table("steps/lr").max(axis=1))
     sampled = _sampled_oracle(setting, carrier, window, options)
-    with closing(open_trajectory(log, setting.replay, window.start, window.end, setting.mode)) as trajectory:
+    with closing(_trajectory(log, setting, window, carrier, replay_exact)) as trajectory:
         walk = _Walk(log, window.first, carrier, trajectory, marked, looked, settling, sampled)
         if replay_exact is False:
             walk.drop_drift()
@@ -229,6 +229,17 @@ def _lead_in(log: TrainingLog, window: Window, carrier: Carrier, progress: Progr
             is_exact = is_exact and digest_of(carrier.state.parameters) == log.parameters_digest(number + 1)
         progress.advance()
     return is_exact if window.num_lead_in and isinstance(carrier, OptimizerCarrier) else None
+
+
+def _trajectory(
+    log: TrainingLog, setting: Setting, window: Window, carrier: Carrier, replay_exact: bool | None
+) -> Trajectory:
+    """θ from where it is read: behind the lead-in, which gave it, if it gave what the log's updates lead to."""
+    start, known = window.start, None
+    if isinstance(carrier, OptimizerCarrier) and replay_exact is not False:
+        start = first_read(log, window)
+        known = carrier.state.parameters if start == window.first else None
+    return open_trajectory(log, setting.replay, start, window.end, setting.mode, known)
 
 
 class _Walk:

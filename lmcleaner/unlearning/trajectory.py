@@ -1,6 +1,7 @@
 """θ[t] of the run as it was, moving forward through a window."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -29,11 +30,16 @@ class Trajectory(ABC):
 class ReadTrajectory(Trajectory):
     """θ from checkpoints and recorded updates: known wherever they lead, one parameter vector in memory."""
 
-    def __init__(self, log: TrainingLog, replay: ReplayModel, start: int, end: int) -> None:
-        """Begins at the checkpoint of step `start`; reads ahead up to step `end`."""
+    def __init__(
+        self, log: TrainingLog, replay: ReplayModel, start: int, end: int, known: Sequence[Tensor] | None = None
+    ) -> None:
+        """Begins at step `start`, at a checkpoint unless θ[start] is `known`; reads ahead up to step `end`."""
         self._log, self._device, self._end = log, replay.device, end
         dtype, cpu = torch_dtype(log.manifest.model.dtype), torch.device("cpu")
-        self._parameters = tensors_of(log.checkpoint_parameters(start), dtype, log.manifest.parameters, cpu)
+        if known is None:
+            self._parameters = tensors_of(log.checkpoint_parameters(start), dtype, log.manifest.parameters, cpu)
+        else:
+            self._parameters = [parameter.detach().to(cpu, copy=True) for parameter in known]
         self._parts = [bits_in(parameter) for parameter in self._parameters]
         self._reconstruction = Reconstruction(log, start, parts=self._parts, horizon=end)
 
@@ -68,10 +74,12 @@ class ReplayedTrajectory(Trajectory):
     Where the log holds the gradients to the bit, no gradient need be computed for it.
     """
 
-    def __init__(self, log: TrainingLog, replay: ReplayModel, start: int, end: int) -> None:
-        """Begins at the checkpoint of step `start`; reads ahead up to step `end`."""
+    def __init__(
+        self, log: TrainingLog, replay: ReplayModel, start: int, end: int, known: Sequence[Tensor] | None = None
+    ) -> None:
+        """Begins at step `start`, at a checkpoint unless θ[start] is `known`; reads ahead up to step `end`."""
         self._log, self._replay = log, replay
-        self._read = ReadTrajectory(log, replay, start, end)
+        self._read = ReadTrajectory(log, replay, start, end, known)
         self._gradients, self._given = RecordedGradients(log, replay), exact_steps(log)
         self._state: TrainingState | None = None
         self._step = start
@@ -100,18 +108,26 @@ class ReplayedTrajectory(Trajectory):
         self._read.close()
 
 
-def open_trajectory(log: TrainingLog, replay: ReplayModel, start: int, end: int, mode: HessianMode) -> Trajectory:
+def open_trajectory(
+    log: TrainingLog,
+    replay: ReplayModel,
+    start: int,
+    end: int,
+    mode: HessianMode,
+    known: Sequence[Tensor] | None = None,
+) -> Trajectory:
     """The cheapest source of θ that a mode can work with.
 
     Args:
         log: the training log.
         replay: the run's model.
-        start: checkpoint to begin at.
+        start: where to begin: a checkpoint, or a step that the log's updates lead to the bits of.
         end: the last step that may be asked for.
         mode: SECANT needs θ where δ is looked at only, the others at every step.
+        known: θ[start]; None reads it from the checkpoint.
 
     Returns:
         A trajectory at θ[start].
     """
     is_needed_everywhere = mode is not HessianMode.SECANT
-    return (ReplayedTrajectory if is_needed_everywhere else ReadTrajectory)(log, replay, start, end)
+    return (ReplayedTrajectory if is_needed_everywhere else ReadTrajectory)(log, replay, start, end, known)

@@ -120,18 +120,32 @@ def windows_in(log: TrainingLog, occurrence_steps: Sequence[int], K: Steps) -> t
     )
 
 
-def read_steps(window: Window, checkpoint_steps: Sequence[int], looks: Iterable[int]) -> set[int]:
-    """Steps whose updates lead to θ wherever it is looked at: from the window's start, or from a checkpoint on the way.
+def first_read(log: TrainingLog, window: Window) -> int:
+    """The step from which on a sweep reads θ, where its lead-in repeats the run and so ends with θ[first].
 
     Args:
+        log: the training log.
         window: the window.
+
+    Returns:
+        The first carried step where the log's updates lead to the run's bits there, else the window's start.
+    """
+    is_exact = log.manifest.updates == "lossless" and window.first in log.readable_steps
+    return window.first if is_exact else window.start
+
+
+def read_steps(checkpoint_steps: Sequence[int], looks: Iterable[int], start: int) -> set[int]:
+    """Steps whose updates lead to θ wherever it is looked at: from the start, or from a checkpoint on the way.
+
+    Args:
         checkpoint_steps: steps with a checkpoint, ascending; 0 is one.
-        looks: steps before which θ is looked at, within the window.
+        looks: steps before which θ is looked at, behind the start.
+        start: where θ is known.
 
     Returns:
         The steps.
     """
-    found, at = set[int](), window.start
+    found, at = set[int](), start
     for step in sorted(looks):
         nearest = checkpoint_steps[bisect_right(checkpoint_steps, step) - 1]
         at = nearest if nearest - at > 1 else at
