@@ -119,6 +119,6 @@ def _sweep_line(sweep: dict[str, object]) -> str:
 
 
 def _again_line(again: dict[str, Any]) -> str:
-    apart = f"up to {again['largest_difference']:.1e} apart, at {again['at']}; {again['tolerance']:g} passes"
+    apart = f"up to {again['largest_difference']:.1e} apart, at {again['at']}; {again['tolerance']:g} may be"
     found = apart if again["largest_difference"] else "the same to the bit"
     return f"{counted(again['values'], 'value')} measured again: {found}"

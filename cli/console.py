@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from lmcleaner.formats.errors import LmcleanerError
 
@@ -77,7 +77,7 @@ def print_text(text: str = "") -> None:
 def print_table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints a table to stdout; a column without any value is left out."""
     shown = [column for column in columns if any(row.get(column) is not None for row in rows)]
-    table = Table(*shown, box=None)
+    table = Table(*(Column(name, overflow="fold") for name in shown), box=None)  # no digit or name is cut off
     for row in rows:
         table.add_row(*(_cell(row.get(column)) for column in shown))
     width = None if sys.stdout.isatty() else _WIDE

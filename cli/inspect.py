@@ -281,7 +281,7 @@ def _list_redacted(log: "TrainingLog", *, as_json: bool) -> None:
         print_json(asdict(found) | {"is_gone": found.is_gone})
     else:
         for sample in found.samples:
-            print_text(sample.digest)
+            print_text(f"sample {sample.digest}")
             size = "removed with its steps" if sample.num_tokens is None else counted(sample.num_tokens, "token")
             audit = sample.audit_sha256 or "not told"
             print_text(

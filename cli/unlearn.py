@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -235,14 +236,20 @@ def _part_line(part: dict[str, Any]) -> str:
 
 
 def _window_line(window: dict[str, Any]) -> str:
-    error, settled = window["linearization_error"], window["settled"]
+    settled = window["settled"]
     return (
         f"steps {window['tz']} to {window['tau']}, {window['K_used']} of them after the last occurrence; "
         f"deviation {window['v_norm']:.4g}; "
         f"{counted(window['gradients'], 'gradient')}, {counted(window['hvp_calls'], 'product')}; linearization error "
-        f"{'none' if error is None else f'{error:.3f}'}; moved over the last tenth "
+        f"{_linearization(window)}; moved over the last tenth "
         f"{'unknown' if settled is None else f'{settled:.3f}'}{_extras(window)}"
     )
+
+
+def _linearization(window: dict[str, Any]) -> str:
+    """The median decides the verdict; the last one tells where the sweep ended."""
+    errors = window["linearization_errors"].values()
+    return f"{median(errors):.3f} in the median, {window['linearization_error']:.3f} at the end" if errors else "none"
 
 
 def _extras(window: dict[str, Any]) -> str:

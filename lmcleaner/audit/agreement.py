@@ -5,10 +5,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from lmcleaner.formats.wording import counted
-
 # Numbers that are both smaller differ by a share of this one: what should be 0 is 1e-7 on another machine.
 _LEAST = 0.01
+_ROUNDING = 0.05  # what is further apart isn't so by rounding
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
@@ -39,8 +38,8 @@ class Agreement:
         """The first problem, how many there are, and whether they could be rounding; None without one."""
         if not self.problems:
             return None
-        more = f"; {counted(len(self.problems), 'value')} in all" if len(self.problems) > 1 else ""
-        hint = ": --evaluation-tolerance lets more pass" if self.largest > self.tolerance else ""
+        more = f"; {len(self.problems)} such places in all" if len(self.problems) > 1 else ""
+        hint = ": --evaluation-tolerance lets more pass" if self.tolerance < self.largest < _ROUNDING else ""
         return f"{self.problems[0]}{more}{hint}"
 
     def compare(self, place: str, stated: Any, found: Any) -> None:
@@ -78,7 +77,7 @@ class Agreement:
         if difference > self.largest and math.isfinite(difference):
             self.largest, self.at = difference, place
         if not difference <= self.tolerance:
-            apart = f", a relative difference of {difference:.1e}" if math.isfinite(difference) else ""
+            apart = f", {difference:.1e} apart" if math.isfinite(difference) else ""
             self.problems.append(f"{place}: stated is {stated!s:.100}, measured again it is {found!s:.100}{apart}")
 
 

@@ -168,10 +168,20 @@ def evals_files(scores: Mapping[Side, Scores]) -> dict[str, Document]:
     """
     files: dict[str, Document] = {}
     for side, own in scores.items():
-        place = EVALS if side is Side.UNLEARNED else f"{EVALS}/{side}"
         document = eval_document(own, scores[Side.GOLD])
-        files |= {f"{place}/{EVAL_FILE}": document, f"{place}/{SUMMARY_FILE}": summary_document(document)}
+        files |= dict(zip(_evals_of(side), (document, summary_document(document)), strict=True))
     return files
+
+
+def evals_paths() -> set[str]:
+    """The paths of `evals_files`."""
+    return {path for side in Side for path in _evals_of(side)}
+
+
+def _evals_of(side: Side) -> tuple[str, str]:
+    """Where the scores of a model and their summary lie beside the document."""
+    place = EVALS if side is Side.UNLEARNED else f"{EVALS}/{side}"
+    return f"{place}/{EVAL_FILE}", f"{place}/{SUMMARY_FILE}"
 
 
 def write_evaluation(folder: Path, evaluation: Document, scores: Mapping[Side, Scores]) -> None:

@@ -1,6 +1,7 @@
 """The files of an output folder, by their digests."""
 
 import hashlib
+from collections.abc import Set
 from pathlib import Path
 
 from lmcleaner.audit.requests import REQUESTS
@@ -38,6 +39,20 @@ def files_problem(document: Document, folder: Path) -> str | None:
         return f"{missing[0]}: it is missing"
     changed = (path for path in sorted(stated) if _sha256(folder / path) != stated[path])
     return next((f"{path}: it isn't the file that the run wrote" for path in changed), None)
+
+
+def other_files(document: Document, folder: Path, known: Set[str]) -> list[str]:
+    """Files that came later, such as a report, or one that whoever loads the model takes for a part of it.
+
+    Args:
+        document: the audit document, with `files`.
+        folder: the output folder.
+        known: what an audit writes and checks otherwise.
+
+    Returns:
+        Their paths in the folder, sorted.
+    """
+    return sorted({*_paths(folder)} - document[FILES].keys() - known)
 
 
 def _paths(folder: Path) -> list[str]:

@@ -25,7 +25,6 @@ _ELSEWHERE = 1e-3  # numbers may differ by it on another machine, or with other 
 # Of the document's environment, but not of an evaluation's.
 _RUNS = {"unrestorable", "omp_num_threads"}
 _LEFT_OUT = "left out by --no-evaluation"
-_FROM_BEFORE = "the document is from before it said what was asked for: lmcleaner audit --evaluate measures it anew"
 _OF_A_FOLDER = "they are those of a folder, whose files can hold code: --tasks-path DIR says where it lies"
 _NO_ORACLE = "the document holds no comparison with it: lmcleaner audit --oracle makes one"
 _ALONE = f"{EVALS}/ holds scores of an evaluation, and the document none"
@@ -98,9 +97,8 @@ class Remeasuring:
                 self.unchecked[EVALS] = _ALONE
             return nothing
         reason = self._reason or ("" if self._options.evaluation else _LEFT_OUT)
-        reason = reason or ("" if ASKED in evaluation else _FROM_BEFORE)
         if reason:
-            self.unchecked[EVALUATION] = reason
+            self._leave_out(EVALUATION, reason)
             return nothing
         try:
             problem = asked_problem(evaluation)
@@ -188,6 +186,10 @@ class Remeasuring:
         if isinstance(error, ResourceError):
             raise error
         if isinstance(error, NotFoundError | InsufficientLogError):
-            self.unchecked[name] = f"{error.message}: {error.hint}" if error.hint else error.message
+            self._leave_out(name, f"{error.message}: {error.hint}" if error.hint else error.message)
         else:
             self.checks[name] = error.message
+
+    def _leave_out(self, name: str, reason: str) -> None:
+        """Without the evaluation, the scores in `evals/` aren't compared either."""
+        self.unchecked |= dict.fromkeys((EVALUATION, EVALS) if name == EVALUATION else (name,), reason)

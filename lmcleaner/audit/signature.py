@@ -137,7 +137,7 @@ def _public_key(path: Path) -> "Ed25519PublicKey":
 def _label(content: bytes) -> str:
     """What a file says of itself that couldn't be read as the key that is wanted."""
     found = re.search(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----", content)
-    return f"one of {found[1].decode().lower()}" if found is not None else "something else"
+    return f"a {found[1].decode()}" if found is not None else "something else"
 
 
 def _content(path: Path) -> bytes:

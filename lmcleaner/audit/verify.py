@@ -8,7 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from lmcleaner.audit.check import AuditReport, audit_model
-from lmcleaner.audit.files import FILES
+from lmcleaner.audit.evaluation import evals_paths
+from lmcleaner.audit.files import FILES, other_files
 from lmcleaner.audit.inputs import check_to_verify
 from lmcleaner.audit.judged import judged_problem
 from lmcleaner.audit.options import AuditOptions, VerifyOptions
@@ -33,6 +34,7 @@ from lmcleaner.unlearning.kept import STATES, read_state
 from lmcleaner.unlearning.propagation import deviation
 
 _SEEDS = 1 << 32
+_NAMED = 3  # of the files that nothing vouches for
 
 
 def verify_audit(
@@ -65,6 +67,9 @@ def verify_audit(
     checks["whole log"] = _log_problem(log, progress)
     if FILES not in document:
         unchecked["files"] = "the document is from before it named them"
+    elif others := other_files(document, folder, evals_paths() | {SIGNATURE_FILE}):
+        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+        unchecked["other files"] = f"{', '.join(others[:_NAMED])}{more}: they came later, and nothing vouches for them"
     if checks.get("verdict", "") is None and "log" not in unchecked:
         checks["verdict"] = judged_problem(document, log)
     vouched = _vouched(written, log, folder, options)

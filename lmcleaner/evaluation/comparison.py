@@ -95,7 +95,7 @@ def compare(scores: Mapping[Side, Scores], progress: Progress | None = None) -> 
     generator = np.random.default_rng(SEED)
     sizes = {part: num_rows(columns) for part, columns in scores[Side.GOLD].items()}
     progress = progress or Silent()
-    progress.begin("drawing rows again", RESAMPLES)
+    progress.begin("bootstrap: drawing rows", RESAMPLES)
     for number in range(RESAMPLES):
         indices = {part: generator.integers(size, size=size) for part, size in sizes.items()}
         drawn = {side: chosen_rows(scores[side], indices) for side in Side}

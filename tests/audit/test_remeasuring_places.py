@@ -108,7 +108,16 @@ def test_rows_and_gold_that_moved_are_asked_for(copied: Made, tmp_path: Path) ->
     found = verified(copied, evaluate=str(tmp_path / "moved"), gold=tmp_path / "moved gold")
     assert (failed(found), found.checks["evaluation"]) == ({}, None)
     last = cli(copied).stdout.splitlines()[-1]
-    assert last == "verified; not checked: document, evaluation"
+    assert last == "verified; not checked: document, evaluation, evals"
+
+
+def test_files_that_came_later_are_named(copied: Made) -> None:
+    assert "other files" not in verified(copied, evaluation=False).unchecked
+    for name in ("adapter.py", "evals/notes.json"):
+        (copied.folder / name).write_text("{}")
+    assert verified(copied, evaluation=False).unchecked["other files"] == (
+        "adapter.py, evals/notes.json: they came later, and nothing vouches for them"
+    )
 
 
 def test_other_rows_and_another_gold_are_found(copied: Made, made: Made) -> None:
@@ -127,7 +136,7 @@ def test_what_was_left_out_is_told(copied: Made) -> None:
     assert (report.passed, report.unchecked["evaluation"]) == (True, "left out by --no-evaluation")
     assert "evaluation     not checked: left out by --no-evaluation" in cli(copied, "--no-evaluation").stdout
     bend(copied, lambda it: (it.pop("asked"), it.pop("environment")))
-    assert "the document is from before it said what was asked for" in verified(copied).unchecked["evaluation"]
+    assert "'asked' is a required property" in failed(verified(copied))["schema"]
     document = read_audit(copied.folder)
     del document["evaluation"]
     (copied.folder / "audit.json").write_text(json.dumps(document, indent=2) + "\n")
@@ -153,7 +162,7 @@ def test_where_it_was_measured_decides_how_far_numbers_may_be_apart(copied: Made
         evaluation["metrics"]["forget_Q_A_Prob"]["gold"]["value"] *= 1 + 1e-6
 
     bend(copied, shift)
-    assert "a relative difference of 1.0e-06" in failed(verified(copied))["evaluation"]
+    assert "1.0e-06 apart" in failed(verified(copied))["evaluation"]
     bend(copied, lambda it: it["environment"].update(torch="1.13"))
     report = verified(copied)
     assert failed(report) == {}

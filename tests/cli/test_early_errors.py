@@ -50,11 +50,11 @@ ERRORS: dict[str, tuple[str, int, str]] = {
     "no key": ("audit verify {made} --log {log} --public-key {tmp}/no", 10, "no key: "),
     "a private key to verify with": (
         "audit verify {made} --log {log} --public-key {keys}/own.pem", 2,
-        "not a key to verify with: {keys}/own.pem: expected a public ed25519 key in PEM, found one of private key\n",
+        "not a key to verify with: {keys}/own.pem: expected a public ed25519 key in PEM, found a PRIVATE KEY\n",
     ),
     "a public key to sign with": (
         "audit sign {made} --key {keys}/own.pub", 2,
-        "not a key to sign with: {keys}/own.pub: expected a private ed25519 key in PEM, found one of public key\n",
+        "not a key to sign with: {keys}/own.pub: expected a private ed25519 key in PEM, found a PUBLIC KEY\n",
     ),
     "a key of another kind": ("audit sign {made} --key {keys}/rsa.pem", 2, "ed25519 key in PEM, found RSAPrivateKey\n"),
     "no key at all": ("audit verify {made} --log {log} --public-key {data}", 2, "in PEM, found something else\n"),
