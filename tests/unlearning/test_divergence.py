@@ -10,7 +10,7 @@ from lmcleaner.choices import HessianMode, Propagation
 from lmcleaner.formats.errors import DivergedError
 from tiny_runs import TinyRun, parameters_in, record_tiny, unlearn_tiny
 
-RATES = {"adamw": [0.01, 1.0, 30.0], "sgd": [0.1, 10.0, 300.0]}
+RATES = {"adamw": [0.01, 1.0, 10.0], "sgd": [0.1, 10.0, 100.0]}
 WAYS = [
     (mode, propagation)
     for mode in HessianMode

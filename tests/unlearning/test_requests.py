@@ -486,7 +486,7 @@ def test_a_kill_between_output_and_entry_loses_no_request(moment: str, run: Tiny
     assert len(ledger.entries) == num_entries
     assert verify(run.open()).problems == []
     shown = _run("inspect", run.log, "--requests")
-    assert ("prepared" in shown.stdout) == ledger.has_prepared
+    assert ("begun, and perhaps not served" in shown.stdout) == ledger.has_prepared
     if has_output:
         assert _failed(audit_model(tmp_path / "a", run.log)) == {}
     document = _served(run, tmp_path / "ab", "steps:6")
