@@ -9,7 +9,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from demonstration import REAL_MODEL, make_demonstration, make_real_rows, train_plainly
+from demonstration import REAL_MODEL, make_demonstration, make_real_rows, plain_step_seconds
 from lmcleaner import (
     Codec,
     CurvatureKind,
@@ -33,8 +33,6 @@ from lmcleaner.training.numerics import device_name, restored_numerics
 
 STEPS = 60
 FORGOTTEN = 4  # the step
-PLAIN_STEPS = 25  # before and after each sweep, of which all but the first few are timed
-WARM_STEPS = 5
 KINDS = {  # the curvature that a mode's log holds
     HessianMode.DIAG: CurvatureKind.DIAG,
     HessianMode.LOW_RANK: CurvatureKind.LOW_RANK,
@@ -87,11 +85,11 @@ def measure(run: Run, rounds: int) -> dict[str, Any]:
             logs[kind] = TrainingLog(Path(scratch) / f"log-{kind}")
         for number in range(rounds * len(KINDS)):
             mode = list(KINDS)[number % len(KINDS)]
-            log, options = logs[KINDS[mode]], replace(run.options(Path(scratch), KINDS[mode]), max_steps=PLAIN_STEPS)
+            log, options = logs[KINDS[mode]], run.options(Path(scratch), KINDS[mode])
             with restored_numerics(log.manifest.numerics):
-                before = train_plainly(log, options)[1].step_seconds(WARM_STEPS)
+                before = plain_step_seconds(log, options)
                 seconds = sweep_seconds(log, mode)
-                after = train_plainly(log, options)[1].step_seconds(WARM_STEPS)
+                after = plain_step_seconds(log, options)
             plain += [before, after]
             costs[mode].append(2 * seconds / (before + after))
         tokens = [sum(len(sample.tokens) for sample in log.step(step).samples) for step in range(STEPS)]

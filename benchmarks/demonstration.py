@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Set
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,6 +21,8 @@ sys.path.append(str(ROOT))  # the demonstration is no part of the package
 from demo.base_model import make_base_model  # noqa: E402
 from demo.people import make_people  # noqa: E402
 
+PLAIN_STEPS = 25  # that are trained to time one, of which all but the first few are timed
+WARM_STEPS = 5
 SHARED = ROOT.parent / "shared"
 REAL_MODEL = SHARED / "models" / "stories260K_hf"
 
@@ -60,3 +63,8 @@ def train_plainly(log: TrainingLog, options: RecordOptions, forgotten: Set[bytes
     with tempfile.TemporaryDirectory() as scratch:
         make_trainer(model, tokenizer, rows, options, Path(scratch), clock).train()
     return model, clock
+
+
+def plain_step_seconds(log: TrainingLog, options: RecordOptions) -> float:
+    """What a step of the plain `Trainer` takes at this moment."""
+    return train_plainly(log, replace(options, max_steps=PLAIN_STEPS))[1].step_seconds(WARM_STEPS)

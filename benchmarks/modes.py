@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Set
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,16 @@ from drawing import draw
 from rich.console import Console
 from rich.table import Table
 
-from demonstration import REAL_MODEL, SHARED, make_demonstration, make_real_rows, train_plainly
+from demonstration import (
+    PLAIN_STEPS,
+    REAL_MODEL,
+    SHARED,
+    WARM_STEPS,
+    make_demonstration,
+    make_real_rows,
+    plain_step_seconds,
+    train_plainly,
+)
 from lmcleaner import (
     Codec,
     CurvatureKind,
@@ -58,8 +67,6 @@ RATES = {"adamw": 1e-3, "sgd": 0.1}
 MOST_ROWS = 64  # that answers are compared on
 RETRAIN = "retrain"
 SCATTERED = 100
-UNIT_STEPS = 25  # plain training steps before and after each cell, of which all but the first few are timed
-WARM_STEPS = 5
 EARLY_STEP = 20  # whose first row, or which as a whole, the cells over K forget
 
 
@@ -151,7 +158,7 @@ def measure_run(folder: Path, run: str, optimizer: str) -> dict[str, Any]:
             request = cell.forget, cell.level
             if request not in oracles:
                 oracles[request] = replay_counterfactual(log, replay, forget_set, Denominator.LOGGED, Silent())
-            before = _step_seconds(log, training)
+            before = plain_step_seconds(log, training)
             measured: dict[str, Any]
             try:
                 if cell.mode == RETRAIN:
@@ -161,15 +168,10 @@ def measure_run(folder: Path, run: str, optimizer: str) -> dict[str, Any]:
                 measured |= _compared(log, replay, made, forget_set, oracles[request])
             except DivergedError as error:
                 measured = {"diverged": error.message}
-            unit = (before + _step_seconds(log, training)) / 2
+            unit = (before + plain_step_seconds(log, training)) / 2
         with results.open("a") as file:
             file.write(json.dumps({"cell": asdict(cell), "step_seconds": unit, **measured}) + "\n")
     return {}
-
-
-def _step_seconds(log: TrainingLog, options: RecordOptions) -> float:
-    """What a step of the plain `Trainer` takes at this moment."""
-    return train_plainly(log, replace(options, max_steps=UNIT_STEPS))[1].step_seconds(WARM_STEPS)
 
 
 def _trained(log: TrainingLog, options: RecordOptions, forgotten: Set[bytes]) -> tuple[Any, dict[str, Any]]:
@@ -294,7 +296,7 @@ def main() -> None:
     console.print(
         f"{device_name('cpu')}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, "
         f"torch {torch.__version__}, one thread; batch 8; {SAMPLE_PERCENT:g} % of the steps taken twice; "
-        f"x step: in steps of the plain Trainer, {UNIT_STEPS - WARM_STEPS} of which are timed before and after a cell"
+        f"x step: in steps of the plain Trainer, {PLAIN_STEPS - WARM_STEPS} of which are timed before and after a cell"
     )
     if not (folder / "model").is_dir():
         in_own_process(make_inputs, folder)

@@ -78,13 +78,13 @@ def verify(
     with Reporter(quiet=quiet or as_json) as reporter:
         report = verify_audit(folder, log or default_log(folder), options, reporter)
     if as_json:
-        print_json(report_json(report) | {"sweep": report.sweep, "again": report.again})
+        print_json(report_json(report) | {"sweep": report.sweep, "remeasured": report.remeasured})
     else:
         print_checks(report)
         if report.sweep is not None:
             print_text(_sweep_line(report.sweep))
-        if report.again is not None:
-            print_text(_again_line(report.again))
+        if report.remeasured is not None:
+            print_text(_remeasured_line(report.remeasured))
         left_out = f"; not checked: {', '.join(report.unchecked)}" if report.unchecked else ""
         print_text(f"verified{left_out}" if report.passed else "verification FAILED")
     if not report.is_good:
@@ -118,7 +118,7 @@ def _sweep_line(sweep: dict[str, object]) -> str:
     return f"{sweep['steps']} of {sweep['of_steps']} steps taken again (--seed {sweep['seed']}): {found}"
 
 
-def _again_line(again: dict[str, Any]) -> str:
-    apart = f"up to {again['largest_difference']:.1e} apart, at {again['at']}; {again['tolerance']:g} may be"
-    found = apart if again["largest_difference"] else "the same to the bit"
-    return f"{counted(again['values'], 'value')} measured again: {found}"
+def _remeasured_line(found: dict[str, Any]) -> str:
+    apart = f"up to {found['largest_difference']:.1e} apart, at {found['at']}; {found['tolerance']:g} may be"
+    said = apart if found["largest_difference"] else "the same to the bit"
+    return f"{counted(found['values'], 'value')} measured again: {said}"

@@ -48,8 +48,8 @@ class AuditReport:
         evaluation: what was written into the document as `evaluation`, if it was asked for.
         sweep: what `audit verify` took again of the sweep: seed of the draw, stretches, steps, of how many, and the
             largest relative error.
-        again: what `audit verify` measured again: number of values, the largest difference of two and where it is, and
-            the tolerance.
+        remeasured: what `audit verify` measured again: number of values, the largest difference of two and where it is,
+            and the tolerance.
     """
 
     checks: dict[str, str | None]
@@ -58,7 +58,7 @@ class AuditReport:
     oracle: dict[str, Any] | None
     evaluation: dict[str, Any] | None = None
     sweep: dict[str, Any] | None = None
-    again: dict[str, Any] | None = None
+    remeasured: dict[str, Any] | None = None
 
     @property
     def passed(self) -> bool:

@@ -82,7 +82,7 @@ def verify_audit(
     again = Remeasuring(report, log, folder, options, progress)
     again.run(written.get(EVALUATION))
     checks, unchecked = report.checks | again.checks, report.unchecked | again.unchecked
-    return replace(report, checks=checks, unchecked=unchecked, again=again.summary)
+    return replace(report, checks=checks, unchecked=unchecked, remeasured=again.summary)
 
 
 def _vouched(written: Document, log: TrainingLog, folder: Path, options: VerifyOptions) -> Findings:

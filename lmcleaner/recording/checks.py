@@ -14,14 +14,14 @@ from lmcleaner.training.optimizers import hyperparameters
 _CLIP_TOLERANCE = 1e-2
 
 
-def gradient_norm(parameters: Sequence[Tensor], limit: float | None, step: int, scale: float = 1.0) -> float:
+def gradient_norm(parameters: Sequence[Tensor], limit: float | None, step: int, divisor: float = 1.0) -> float:
     """L2 norm of the gradient that the optimizer is about to use.
 
     Args:
         parameters: the trainable parameters.
         limit: what the loop said to clip the norm at, or None.
         step: number of the step, for messages.
-        scale: what the optimizer will divide the gradient by itself.
+        divisor: what the optimizer will divide the gradient by itself.
 
     Returns:
         The norm.
@@ -31,7 +31,7 @@ def gradient_norm(parameters: Sequence[Tensor], limit: float | None, step: int, 
         UsageError: the gradient isn't clipped as it was said to be.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(gradients)) / scale
+    norm = float(torch.nn.utils.get_total_norm(gradients)) / divisor
     if not math.isfinite(norm):
         raise DivergedError(
             f"the gradient is not finite: step {step}: found norm {norm}",
@@ -44,19 +44,19 @@ def gradient_norm(parameters: Sequence[Tensor], limit: float | None, step: int, 
     return norm
 
 
-def given_gradients(parameters: Sequence[Tensor], scale: float) -> Iterator[Tensor]:
+def given_gradients(parameters: Sequence[Tensor], divisor: float) -> Iterator[Tensor]:
     """The gradients that the optimizer is about to use.
 
     Args:
         parameters: the trainable parameters.
-        scale: what the optimizer will divide the gradients by itself.
+        divisor: what the optimizer will divide the gradients by itself.
 
     Yields:
         One for each parameter; zeros where the backward pass didn't reach it.
     """
     for parameter in parameters:
         gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-        yield gradient if scale == 1 else gradient / scale
+        yield gradient if divisor == 1 else gradient / divisor
 
 
 def check_hyperparameters(optimizer: torch.optim.Optimizer, manifest: Manifest, step: int) -> None:

@@ -148,7 +148,7 @@ class Recorder:
             *(self._unclipped.attach() if self._unclipped is not None else ()),
         ]
         self._losses.attach()
-        self._scaling.attach(self._leave_out, self.optimizer)
+        self._scaling.attach(self._begin_next, self.optimizer)
         self._last_time = time.perf_counter()
         return self
 
@@ -301,8 +301,8 @@ class Recorder:
             )
         check_hyperparameters(optimizer, self._manifest, self.num_steps)
         limit = self._manifest.max_grad_norm
-        scale, left = self._scaling.take(optimizer, self.num_steps, is_clipped=limit is not None)
-        norm = gradient_norm(self._parameters, limit, self.num_steps, left)
+        scale, divisor = self._scaling.take(optimizer, self.num_steps, is_clipped=limit is not None)
+        norm = gradient_norm(self._parameters, limit, self.num_steps, divisor)
         self._step = StepRecord(
             microbatches=self._processes.gather(self._microbatches, self._averaged, self.num_steps),
             lr=tuple(float(group["lr"]) for group in optimizer.param_groups),
@@ -314,7 +314,7 @@ class Recorder:
             loss_scale=scale,
         )
         if self._manifest.gradients != "none":
-            self._gradient = bits_of(given_gradients(self._parameters, left), self._writer.take())
+            self._gradient = bits_of(given_gradients(self._parameters, divisor), self._writer.take())
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._step is None:  # a fused optimizer that left it out
@@ -330,9 +330,9 @@ class Recorder:
             self._write_checkpoint()
         if not self._idle_cores:
             self._writer.wait()
-        self._leave_out()
+        self._begin_next()
 
-    def _leave_out(self) -> None:
+    def _begin_next(self) -> None:
         """The next step begins, whether this one was taken or not; recording itself is not part of it."""
         self._microbatches, self._averaged = [], []
         self._last_time = time.perf_counter()

@@ -15,8 +15,9 @@ from lmcleaner.formats.manifest import ParameterEntry
 
 _TORCH_DTYPES = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64, "uint8": torch.uint8,
+    "float16": torch.float16,  # of weights that aren't trained, which no log holds
 }  # fmt: skip
-_FROZEN_ONLY = "float16"
+_NAMES = {dtype: name for name, dtype in _TORCH_DTYPES.items()}
 _MAX_SPACED = 1 << 18  # elements of `evenly_spaced`; 1 MiB of float32, and norms within a few thousandths
 _INTEGER_VIEWS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float64: torch.int64}
 
@@ -25,30 +26,28 @@ def torch_dtype(name: str) -> torch.dtype:
     """The torch dtype of a name that a log uses.
 
     Raises:
-        UsageError: a log can't hold that dtype.
+        UsageError: no log uses it.
     """
-    if name == _FROZEN_ONLY:
-        return torch.float16
     if name not in _TORCH_DTYPES:
         raise UsageError(f"unsupported dtype: expected one of {sorted(_TORCH_DTYPES)}, found {name!r}")
     return _TORCH_DTYPES[name]
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Inverse of `torch_dtype`.
+    """Inverse of `torch_dtype` for what a log holds.
 
     Raises:
         UsageError: a log can't hold that dtype.
     """
-    for name, known in _TORCH_DTYPES.items():
-        if known == dtype:
-            return name
-    raise UsageError(f"unsupported dtype: expected one of {sorted(_TORCH_DTYPES)}, found {dtype}")
+    name = _NAMES.get(dtype)
+    if name not in BIT_DTYPES:
+        raise UsageError(f"unsupported dtype: expected one of {sorted(BIT_DTYPES)}, found {dtype}")
+    return name
 
 
 def frozen_dtype_name(dtype: torch.dtype) -> str:
-    """The same of weights that weren't trained, which a log doesn't hold: they may be float16, too."""
-    return _FROZEN_ONLY if dtype == torch.float16 else dtype_name(dtype)
+    """The same of weights that aren't trained, which a log doesn't hold: they may be float16, too."""
+    return _NAMES.get(dtype) or dtype_name(dtype)
 
 
 def bits_of(tensors: Iterable[Tensor], out: Bits | None = None) -> Bits:

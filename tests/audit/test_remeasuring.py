@@ -180,9 +180,9 @@ def test_verifying_writes_nothing_and_finds_the_same_bits(made: Made) -> None:
     assert _failed(report) == {}
     assert {"evaluation", "evals", "oracle", "sweep"} <= report.checks.keys()
     assert report.unchecked.keys() == {"document"}
-    assert report.again is not None
-    assert (report.again["largest_difference"], report.again["tolerance"]) == (0.0, 0.0)
-    assert report.again["values"] > 500
+    assert report.remeasured is not None
+    assert (report.remeasured["largest_difference"], report.remeasured["tolerance"]) == (0.0, 0.0)
+    assert report.remeasured["values"] > 500
     assert {path: path.read_bytes() for path in made.folder.rglob("*") if path.is_file()} == before
 
 
