@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install demo fmt lint types test check bench docs clean FORCE
+.PHONY: install demo fmt lint types test check bench bench-unlearning bench-recording docs clean FORCE
 
 install: $(INSTALLED)
 
@@ -40,11 +40,15 @@ test: install
 
 check: lint types test
 
-bench: install
+bench: bench-unlearning bench-recording
+
+bench-unlearning: install
 	$(BIN)/python benchmarks/modes.py
 	$(BIN)/python benchmarks/data_free.py
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/evaluation.py
+
+bench-recording: install
 	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/log.py
 	$(BIN)/python benchmarks/ways.py
 	$(BIN)/python benchmarks/crash.py

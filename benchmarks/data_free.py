@@ -1,6 +1,6 @@
 """What a step of a sweep costs that reads no row, in steps of the plain training, by what such a step trains on.
 
-Usage: `python benchmarks/data_free.py [--rounds 5]`. A request for a whole step with recorded gradients and curvature,
+Usage: `python benchmarks/data_free.py [--rounds 3]`. A request for a whole step with recorded gradients and curvature,
 K = all. The plain `Trainer` is timed before and after each sweep.
 """
 
@@ -67,7 +67,7 @@ def runs(folder: Path) -> dict[str, Run]:
     """By name; the real model's where it lies beside the project."""
     make_demonstration(folder)
     people = folder / "once" / "train.jsonl"
-    found = {f"demonstration, {rows} rows a step": Run(folder / "model", people, rows) for rows in (8, 16, 32)}
+    found = {f"demonstration, {rows} rows a step": Run(folder / "model", people, rows) for rows in (8, 32)}
     if REAL_MODEL.is_dir():
         make_real_rows(folder)
         found["stories260K, 8 rows of TOFU a step"] = Run(REAL_MODEL, folder / "tofu" / "train.jsonl", 8)
@@ -127,7 +127,7 @@ def show(console: Console, measured: Mapping[str, dict[str, Any]]) -> None:
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
     console = Console(width=130)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
 """What it costs to record one training from outside, by a callback, and not at all, as whole commands in turns.
 
-Usage: `python benchmarks/ways.py [--shape demo|4M] [--length 256] [--steps 60] [--rounds 5] [--updates none lossless]`.
+Usage: `python benchmarks/ways.py [--shape demo|4M] [--length 256] [--steps 60] [--rounds 3] [--updates none lossless]`.
 Processor seconds are those of the whole process, its start and the self-check at the end among them; other programs
 change them less than wall seconds.
 """
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=list(SHAPES), default="4M")
     parser.add_argument("--length", type=int, default=256, help="tokens of a row")
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--updates", nargs="+", default=["none", "lossless"], help="codecs of the recorded runs")
     options = parser.parse_args()
     console = Console(width=110)

@@ -22,7 +22,7 @@ from lmcleaner.formats.vectors import VectorReader
 if TYPE_CHECKING:
     from lmcleaner.formats.reader import TrainingLog
 
-_AHEAD = 4  # spans that are read and decompressed while others are applied; 4 MiB of float32
+AHEAD = 4  # spans that are read and decompressed while others are applied; 4 MiB of float32
 
 Stored = tuple[NDArray[Any], ...]
 
@@ -62,7 +62,7 @@ class Reconstruction:
         self._log, self.step = log, step
         self._is_whole = spans is None
         self._spans = range(num_spans(log.manifest.num_elements)) if spans is None else spans
-        self._horizon = horizon if len(self._spans) <= _AHEAD else 0
+        self._horizon = horizon if len(self._spans) <= AHEAD else 0
         self._dtype = log.manifest.model.dtype
         self._updates = StackReader(log.store, log.tree, UPDATES) if UPDATES in log.tree.stacks else None
         self._corrections = frozenset(log.commit.corrections)
@@ -109,7 +109,7 @@ class Reconstruction:
             self.close()
             horizon = self._log.missing_update(self.step, self._horizon)
             self._stored_until = max(step, self._horizon if horizon is None else horizon)
-            self._stored_ahead = ahead(self._stored(range(self.step, self._stored_until)), _AHEAD)
+            self._stored_ahead = ahead(self._stored(range(self.step, self._stored_until)), AHEAD)
         return self._stored_ahead
 
     def steps_to(self, stop: int) -> Iterator[int]:
@@ -126,7 +126,7 @@ class Reconstruction:
             DamagedError: an update can't be read or leads to other parameters than the run's.
         """
         self._log.check_updates(self.step, stop - 1)
-        stored = ahead(self._stored(range(self.step, stop - 1)), _AHEAD)
+        stored = ahead(self._stored(range(self.step, stop - 1)), AHEAD)
         try:
             yield self.step
             while self.step < stop - 1:

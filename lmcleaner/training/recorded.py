@@ -1,15 +1,18 @@
 """The gradients that a log holds, as tensors: as the optimizer was given them, or as they were before clipping."""
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 
 import numpy as np
 
 from lmcleaner.formats.bits import Bits
+from lmcleaner.formats.codecs import SPAN
 from lmcleaner.formats.layout import GRADIENTS
 from lmcleaner.formats.ranges import steps_in
 from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.formats.reconstruction import AHEAD
 from lmcleaner.formats.window import Selection
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.state import Gradient, clip_scale
@@ -35,14 +38,19 @@ def unclipped_steps(log: TrainingLog) -> frozenset[int]:
 class RecordedGradients:
     """Reads gradients of a log."""
 
-    def __init__(self, log: TrainingLog, replay: ReplayModel) -> None:
+    def __init__(self, log: TrainingLog, replay: ReplayModel, steps: Collection[int] = ()) -> None:
         """Reads nothing yet.
 
         Args:
             log: the training log.
             replay: says which dtype, shapes and device they have.
+            steps: that will be asked for one after the other: with one, the next is read by another thread, unless
+                that would cost much memory.
         """
         self._log, self._replay = log, replay
+        self._steps = steps if log.manifest.num_elements <= AHEAD * SPAN else ()
+        self._reader = ThreadPoolExecutor(1, "lmcleaner-gradients")
+        self._coming: tuple[int, Future[Bits]] | None = None
         self._present: dict[int, list[bool]] = {}
 
     def given(self, step: int) -> Gradient:
@@ -51,7 +59,7 @@ class RecordedGradients:
         None for a parameter of which the optimizer holds nothing at the checkpoint behind the step, though it does of
         others: the loss never reached it, and a gradient of zeros would let its weights decay.
         """
-        tensors = self._replay.load(self._read(step))
+        tensors = self._replay.load(self._bits(step))
         return [part if there else None for part, there in zip(tensors, self._is_present(step), strict=True)]
 
     def unclipped(self, step: int) -> Gradient:
@@ -65,6 +73,14 @@ class RecordedGradients:
                     if part is not None:
                         part.div_(scale)
         return gradient
+
+    def _bits(self, step: int) -> Bits:
+        coming, self._coming = self._coming, None
+        if coming is None or coming[0] != step:
+            coming = step, self._reader.submit(self._read, step)
+        if step + 1 in self._steps:
+            self._coming = step + 1, self._reader.submit(self._read, step + 1)
+        return coming[1].result()
 
     @cached_property
     def _read(self) -> Callable[[int], Bits]:

@@ -1,7 +1,7 @@
 """What the parts of a sweep's step take: measured on this machine before a sweep begins, or as the log lets expect."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -140,17 +140,14 @@ def measure_costs(
         parts["product"] = lambda step: curvature_product(replay, multiplied, step, here, direction, 0.0)
     seconds, activation_bytes = _parts_cost(log, replay, windows, parts) if reads_rows else ({}, 0)
     gradient_seconds = seconds.get("gradient", 0.0)
-    stored_seconds = load_seconds = written_seconds = 0.0
+    load_seconds = 0.0
     work: Callable[[], object] = partial(_work, min(gradient_seconds, _READ_AHEAD_SECONDS), replay.device)
     if mode in WRITTEN:
-        stored_seconds = _stored_seconds(log, replay, windows[0], found)
         work, load_seconds = _written_product(log, replay, mode, rank, found, direction)
     with closing(trajectory):
-        work_seconds, carry_seconds, read_seconds = _step_seconds(
-            log, replay.device, state, trajectory, windows[0], work
+        stored_seconds, work_seconds, carry_seconds, read_seconds = _step_seconds(
+            log, replay, state, trajectory, windows[0], found.gradients, work
         )
-    if mode in WRITTEN:
-        written_seconds = work_seconds
     return Costs(
         gradient_seconds=gradient_seconds,
         predicted_seconds={mode: seconds.get("predicted", 0.0)},
@@ -158,7 +155,7 @@ def measure_costs(
         carry_seconds=carry_seconds,
         read_seconds=read_seconds,
         stored_seconds=stored_seconds,
-        written_seconds=written_seconds,
+        written_seconds=work_seconds if mode in WRITTEN else 0.0,
         load_seconds=load_seconds,
         open_seconds=open_seconds,
         activation_bytes=activation_bytes,
@@ -220,25 +217,28 @@ def _seconds_per_token(
 
 def _step_seconds(
     log: TrainingLog,
-    device: torch.device,
+    replay: ReplayModel,
     state: TrainingState,
     trajectory: ReadTrajectory,
     window: Window,
+    stored: Collection[int],
     work: Callable[[], object],
-) -> tuple[float, float, float]:
-    """Means over the first steps of a window, taken as a sweep takes them: updates are read ahead meanwhile.
+) -> tuple[float, float, float, float]:
+    """Means over the first steps of a window, taken as a sweep takes them: what the log holds is read ahead meanwhile.
 
     Args:
         log: the training log.
-        device: where to compute.
+        replay: the run's model.
         state: the state at the window's start; is advanced.
         trajectory: θ from there on.
         window: the window.
+        stored: steps whose gradient is taken from the log.
         work: what else a step takes.
 
     Returns:
-        Seconds of the work, of an optimizer step, and of reading θ and measuring δ.
+        Seconds of a gradient from the log, of the work, of an optimizer step, and of reading θ and measuring δ.
     """
+    device, gradients = replay.device, RecordedGradients(log, replay, stored)
 
     def carry(number: int) -> None:
         step = log.step(number)
@@ -249,13 +249,16 @@ def _step_seconds(
         if there is not None:
             global_norm([p - q.detach().to(device) for p, q in zip(there, state.parameters, strict=True)])
 
+    given: list[float] = []
     parts: list[tuple[float, float, float]] = []
     for number in range(window.start, min(window.start + 1 + _STEPS, window.end)):
+        if number in stored:
+            given.append(_timed(partial(gradients.unclipped, number), device))
         worked = _timed(work, device)
         carried = _timed(partial(carry, number), device)
         parts.append((worked, carried, _timed(partial(read, number), device)))
     worked, carried, read_seconds = (mean(part) for part in zip(*(parts[1:] or parts), strict=True))
-    return worked, carried, read_seconds
+    return mean(given[1:] or given or [0.0]), worked, carried, read_seconds
 
 
 def _work(seconds: float, device: torch.device) -> None:
@@ -266,14 +269,6 @@ def _work(seconds: float, device: torch.device) -> None:
     end, some = time.perf_counter() + seconds, torch.ones(128, 128)
     while time.perf_counter() < end:
         torch.mm(some, some)
-
-
-def _stored_seconds(log: TrainingLog, replay: ReplayModel, window: Window, found: Recorded) -> float:
-    """Reading a gradient from the log, as a mean over the first ones of a window; 0 where none is read."""
-    gradients = RecordedGradients(log, replay)
-    steps = [number for number in range(window.start, window.end) if number in found.gradients][: _STEPS + 1]
-    stored = [_timed(partial(gradients.unclipped, number), replay.device) for number in steps]
-    return mean(stored[1:] or stored or [0.0])
 
 
 def _written_product(
@@ -298,7 +293,7 @@ def _written_product(
         for _ in range(times):
             made = product()
         for part, other in zip(made, direction, strict=True):
-            part.add_(other).sub_(other)  # the damping, and the difference of the gradients
+            part.sub_(other)  # the difference of the gradients
 
     return multiply, seconds
 

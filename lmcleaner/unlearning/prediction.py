@@ -94,7 +94,7 @@ class WrittenPrediction(Prediction):
         """
         self._log, self._setting, self._rank = log, setting, rank
         self._recorded = find_recorded(log, setting.forget_set, setting.mode, rank)
-        self._gradients = RecordedGradients(log, setting.replay)
+        self._gradients = RecordedGradients(log, setting.replay, self._recorded.gradients | self._recorded.given)
 
     def given(self, number: int) -> Gradient | None:
         """From the log where it is the run's to the bit; see `Prediction.given`."""
@@ -216,8 +216,9 @@ def _product(
 
 
 def _damped(product: list[Tensor], vector: Sequence[Tensor], damping: float) -> list[Tensor]:
-    for part, direction in zip(product, vector, strict=True):
-        part.add_(direction, alpha=damping)
+    if damping:
+        for part, direction in zip(product, vector, strict=True):
+            part.add_(direction, alpha=damping)
     return product
 
 

@@ -80,7 +80,8 @@ class ReplayedTrajectory(Trajectory):
         """Begins at step `start`, at a checkpoint unless θ[start] is `known`; reads ahead up to step `end`."""
         self._log, self._replay = log, replay
         self._read = ReadTrajectory(log, replay, start, end, known)
-        self._gradients, self._given = RecordedGradients(log, replay), exact_steps(log)
+        self._given = exact_steps(log)
+        self._gradients = RecordedGradients(log, replay, self._given)
         self._state: TrainingState | None = None
         self._step = start
 

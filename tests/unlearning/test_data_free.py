@@ -155,6 +155,24 @@ def test_what_the_log_says_of_a_gradient_before_clipping_is_the_gradient(clipped
     assert min(scales) < 0.9
 
 
+def test_gradients_that_are_read_ahead_are_those_that_are_asked_for(clipped_run: TinyRun) -> None:
+    log, replay = clipped_run.open(), clipped_run.replay_model()
+    ahead = RecordedGradients(log, replay, exact_steps(log) - {4})
+    for step in (2, 3, 4, 5, 8, 9, 9, 3, 18, 19):
+        found, read = ahead.given(step), RecordedGradients(log, replay).given(step)
+        assert torch.equal(flat(found), flat(read)), step
+
+
+def test_a_wrong_gradient_is_named_when_it_is_asked_for_and_not_when_it_is_read(clipped_run: TinyRun) -> None:
+    log = clipped_run.open()
+    log.table("steps/gradient_blake3")[7] ^= 1
+    ahead = RecordedGradients(log, clipped_run.replay_model(), exact_steps(log))
+    for step in (5, 6, 8):
+        ahead.given(step)
+    with pytest.raises(DamagedError, match="step 7"):
+        ahead.given(7)
+
+
 def test_without_the_norm_before_clipping_only_gradients_that_were_not_clipped_serve(
     clipped_run: TinyRun, tmp_path: Path
 ) -> None:
