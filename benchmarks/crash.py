@@ -28,7 +28,8 @@ from lmcleaner.formats.verify import find_problems
 from lmcleaner.recording.background import QUEUE_JOBS
 from lmcleaner.recording.describe import RunDescription
 from lmcleaner.recording.recorder import Recorder
-from lmcleaner.recording.resume import open_unfinished, restore
+from lmcleaner.recording.resume import restore
+from lmcleaner.recording.unfinished import open_unfinished
 
 STEPS = 90
 VOCABULARY, WIDTH = 64, 32

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -16,10 +16,9 @@ from lmcleaner.cli.console import Reporter, human_bytes, print_json, print_text
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Quiet, default_of, script_of
 from lmcleaner.formats.errors import LmcleanerError, NotFoundError, UsageError
 from lmcleaner.formats.wording import counted
-from lmcleaner.recording.options import RecordOptions
-
-if TYPE_CHECKING:
-    from lmcleaner.recording.watch import WatchOptions
+from lmcleaner.recording.launcher import is_launcher, launch
+from lmcleaner.recording.options import RecordOptions, WatchOptions
+from lmcleaner.recording.script import check_script, record_script
 
 # Options that a script can be recorded with -> what they set.
 _OF_SCRIPTS = {
@@ -139,8 +138,7 @@ def record(
 def _record_script(context: typer.Context, log: str, script: list[str], *, quiet: bool, as_json: bool) -> None:
     """Records the user's own script; stdout is the script's, but with --json."""
     from lmcleaner.formats.reader import TrainingLog
-    from lmcleaner.recording.resume import open_unfinished
-    from lmcleaner.recording.watch import WatchOptions
+    from lmcleaner.recording.unfinished import open_unfinished
 
     given = {name for name in context.params if _is_given(context, name)}
     refused = sorted(given - {"log", "config", "as_json", "quiet"} - set(_OF_SCRIPTS))
@@ -150,6 +148,8 @@ def _record_script(context: typer.Context, log: str, script: list[str], *, quiet
             hint="give the script its own options behind its name",
         )
     chosen = {name: context.params[name] for name in sorted(given & set(_OF_SCRIPTS))}
+    if not is_launcher(script):
+        check_script(script)
     if context.params["resume"]:
         open_unfinished(log)  # before the script does anything
     options = WatchOptions(**{_OF_SCRIPTS[name]: value for name, value in chosen.items()})
@@ -193,11 +193,8 @@ def _stdout_as_stderr() -> Iterator[None]:
         os.close(stdout)
 
 
-def _exit_code(log: str, script: list[str], options: "WatchOptions", given: Sequence[str]) -> int:
+def _exit_code(log: str, script: list[str], options: WatchOptions, given: Sequence[str]) -> int:
     """Runs the script, or its launcher; what it ends by is its own, and shown as Python would show it."""
-    from lmcleaner.recording.launcher import is_launcher, launch
-    from lmcleaner.recording.script import record_script
-
     try:
         if is_launcher(script):
             launch(script, ["record", log, "--quiet", *given])
@@ -236,10 +233,9 @@ def _resumed(context: typer.Context, log: str, chosen: dict[str, Any]) -> Record
     if "output" not in given:
         raise UsageError("missing: --output: expected a folder for the final model")
     from lmcleaner.output import check_free
+    from lmcleaner.recording.unfinished import resumed_options
 
     check_free(given["output"])
-    from lmcleaner.recording.resume import resumed_options
-
     return resumed_options(log, **given)
 
 

@@ -47,12 +47,13 @@ if TYPE_CHECKING:
     from lmcleaner.recording.curvature import CurvatureOptions, CurvatureResult, record_curvature
     from lmcleaner.recording.describe import RunDescription
     from lmcleaner.recording.logger import TrainingLogger
-    from lmcleaner.recording.options import RecordOptions
+    from lmcleaner.recording.options import RecordOptions, WatchOptions
     from lmcleaner.recording.recorder import Recorder
-    from lmcleaner.recording.resume import restore, resumed_options
+    from lmcleaner.recording.resume import restore
     from lmcleaner.recording.script import record_script
     from lmcleaner.recording.training import RecordResult, record
-    from lmcleaner.recording.watch import Watch, WatchOptions
+    from lmcleaner.recording.unfinished import resumed_options
+    from lmcleaner.recording.watch import Watch
     from lmcleaner.reporting.audit_page import audit_page
     from lmcleaner.reporting.log_page import log_page
     from lmcleaner.unlearning.options import Thresholds, UnlearnOptions
@@ -141,12 +142,13 @@ _HOMES = {
     "lmcleaner.recording.curvature": ("CurvatureOptions", "CurvatureResult", "record_curvature"),
     "lmcleaner.recording.describe": ("RunDescription",),
     "lmcleaner.recording.logger": ("TrainingLogger",),
-    "lmcleaner.recording.options": ("RecordOptions",),
+    "lmcleaner.recording.options": ("RecordOptions", "WatchOptions"),
     "lmcleaner.recording.recorder": ("Recorder",),
-    "lmcleaner.recording.resume": ("restore", "resumed_options"),
+    "lmcleaner.recording.resume": ("restore",),
     "lmcleaner.recording.script": ("record_script",),
     "lmcleaner.recording.training": ("RecordResult", "record"),
-    "lmcleaner.recording.watch": ("Watch", "WatchOptions"),
+    "lmcleaner.recording.unfinished": ("resumed_options",),
+    "lmcleaner.recording.watch": ("Watch",),
     "lmcleaner.reporting.audit_page": ("audit_page",),
     "lmcleaner.reporting.log_page": ("log_page",),
     "lmcleaner.unlearning.options": ("Thresholds", "UnlearnOptions"),

@@ -24,8 +24,8 @@ from lmcleaner.formats.store import storage_errors
 from lmcleaner.progress import Progress, Silent
 from lmcleaner.recording.curvature import CurvatureOptions, record_curvature
 from lmcleaner.recording.options import PLACES, RecordOptions
-from lmcleaner.recording.resume import resumed_options
 from lmcleaner.recording.training import record
+from lmcleaner.recording.unfinished import resumed_options
 from lmcleaner.reporting.audit_page import audit_page
 from lmcleaner.unlearning.classic import AUDIT_RECORDS, check_batch_size
 from lmcleaner.unlearning.run import unlearn

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 from transformers import TrainerCallback
 
 from lmcleaner.formats.errors import UsageError
-from lmcleaner.recording.watch import Watch, WatchOptions
+from lmcleaner.recording.options import WatchOptions
+from lmcleaner.recording.watch import Watch
 
 
 class LMCleanerCallback(TrainerCallback):

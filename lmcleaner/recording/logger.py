@@ -8,8 +8,9 @@ from typing import Literal, get_args
 from torch import nn
 
 from lmcleaner.formats.errors import UsageError
+from lmcleaner.recording.options import WatchOptions
 from lmcleaner.recording.scaling import Scaling
-from lmcleaner.recording.watch import Watch, WatchOptions
+from lmcleaner.recording.watch import Watch
 
 Mode = Literal["batch", "sample"]
 

@@ -1,10 +1,15 @@
-"""Options of `record`, checked before anything is loaded."""
+"""Options of `record` and of what watches a training, checked before anything is loaded."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 from lmcleaner.choices import DEFAULT_RANK, Codec, CurvatureKind, ModelDtype, OptimizerName, Scheduler, choose
 from lmcleaner.formats.errors import UsageError
+
+if TYPE_CHECKING:
+    from lmcleaner.formats.manifest import CodecName
 
 # Options that say where things lie and what becomes of the log: no part of how the run trains.
 PLACES = ("model", "data", "output", "overwrite", "resume")
@@ -136,3 +141,51 @@ class RecordOptions:
             raise UsageError("--overwrite and --resume contradict each other: found both")
         if self.nesterov and not self.momentum:
             raise UsageError("--nesterov needs a --momentum of more than 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchOptions:
+    """What a training can't be asked for.
+
+    Attributes:
+        model_source: directory or name of the base model; None is where transformers loaded it from.
+        padding_token: token id in the padding; None is what the first step is padded with, or the model's own.
+        checkpoint_every: steps between checkpoints; None is 100.
+        updates: codec of the updates; None is "lossless".
+        gradients: codec of the gradients that the optimizer is given; None is "none".
+        planned_steps: steps that the run means to take, if known.
+        training: the run's own options, for people.
+        overwrite: removes a log that lies there.
+        resume: goes on with the interrupted log that lies there, whatever checkpoint of its own the training goes on
+            from, as long as the log holds the step. All of the above that is None is then as the log has it.
+    """
+
+    model_source: str | None = None
+    padding_token: int | None = None
+    checkpoint_every: int | None = None
+    updates: "CodecName | None" = None
+    gradients: "CodecName | None" = None
+    planned_steps: int | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    overwrite: bool = False
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks what one says of another.
+
+        Raises:
+            UsageError: a log can't be removed and gone on with.
+        """
+        if self.overwrite and self.resume:
+            raise UsageError("overwrite and resume contradict each other: found both")
+
+    def or_else(self, known: Mapping[str, Any]) -> Self:
+        """With what is known elsewhere for what is None here.
+
+        Args:
+            known: by the name of the option.
+
+        Returns:
+            The options.
+        """
+        return replace(self, **{name: value for name, value in known.items() if getattr(self, name) is None})

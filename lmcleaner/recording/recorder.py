@@ -29,10 +29,10 @@ from lmcleaner.recording.microbatches import arguments_of, microbatch_record
 from lmcleaner.recording.packing import check_apart
 from lmcleaner.recording.processes import NoWriter, Processes, check_whole
 from lmcleaner.recording.repeated import RepeatedSteps
-from lmcleaner.recording.resume import open_unfinished
 from lmcleaner.recording.scaling import Scaling, leaves_out
 from lmcleaner.recording.self_check import record_self_check
 from lmcleaner.recording.unclipped import UnclippedNorm
+from lmcleaner.recording.unfinished import open_unfinished
 from lmcleaner.training.numerics import autocast_dtype, rng_state
 from lmcleaner.training.vectors import bits_of, host_vector
 

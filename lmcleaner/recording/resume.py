@@ -1,51 +1,22 @@
-"""Goes on with an interrupted run: its options, and its state at the log's last checkpoint."""
+"""Goes on with an interrupted run, from its state at the log's last checkpoint."""
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from lmcleaner.formats.documents import metadata_key
-from lmcleaner.formats.errors import ExistsError, InsufficientLogError, UsageError
-from lmcleaner.formats.layout import COMMIT, METADATA
+from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.lock import holder
 from lmcleaner.formats.reader import TrainingLog
-from lmcleaner.formats.store import Store, open_store
 from lmcleaner.formats.wording import counted
-from lmcleaner.formats.writer import check_unchanged
 from lmcleaner.progress import Progress
 from lmcleaner.recording.describe import trainable_parameters
-from lmcleaner.recording.options import LATER, PLACES, RecordOptions
+from lmcleaner.recording.options import PLACES, RecordOptions
+from lmcleaner.recording.unfinished import open_committed, open_unfinished, resumed_options
 from lmcleaner.training.numerics import replay_device, restore_rng, unrestorable
 from lmcleaner.training.optimizers import load_vectors
 from lmcleaner.training.vectors import tensors_of
-
-
-def open_unfinished(location: Store | Path | str) -> TrainingLog:
-    """Opens a log that its run can go on with.
-
-    Args:
-        location: folder, URL or store of the log.
-
-    Returns:
-        The log, opened for reading.
-
-    Raises:
-        NotFoundError: no log lies there.
-        ExistsError: the run came to its end.
-        InsufficientLogError: the run was killed before its first commit, or the log was changed since.
-    """
-    log = _open(location)
-    if log.commit.finished:
-        raise ExistsError(
-            f"nothing to resume: {log.location}: the run finished after {counted(log.num_steps, 'step')}",
-            hint="record a new run into another log, or give --overwrite instead of --resume; `lmcleaner curvature` "
-            "adds curvature to a finished log",
-        )
-    check_unchanged(log)
-    return log
 
 
 def restore(log: TrainingLog | Path | str, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -67,7 +38,7 @@ def restore(log: TrainingLog | Path | str, module: nn.Module, optimizer: torch.o
         DamagedError: the checkpoint can't be read.
         UsageError: the model is another, or several processes trained it, each with random numbers of its own.
     """
-    opened = log if isinstance(log, TrainingLog) else _open(log)
+    opened = log if isinstance(log, TrainingLog) else open_committed(log)
     if opened.manifest.world_size > 1:
         raise UsageError(
             f"the log of {opened.manifest.world_size} processes holds the random state of the first one alone: "
@@ -90,41 +61,6 @@ def restore(log: TrainingLog | Path | str, module: nn.Module, optimizer: torch.o
     load_vectors(optimizer, checkpoint.optimizer, parameters, entries)
     restore_rng(checkpoint.generators, device)
     return checkpoint.step
-
-
-def resumed_options(location: Path | str, output: Path, **changes: Any) -> RecordOptions:
-    """The options that a run was recorded with.
-
-    Args:
-        location: folder or URL of its log.
-        output: folder for the final model.
-        changes: where `model` or `data` lie now, if they moved; `record` refuses what contradicts the log.
-
-    Returns:
-        Options for `record`, to resume the run with.
-
-    Raises:
-        NotFoundError: no log lies there.
-        InsufficientLogError: the log isn't one of `record`.
-    """
-    log = _open(location)
-    names = {field.name for field in fields(RecordOptions)} - set(PLACES)
-    places: dict[str, Any] = {
-        "model": log.manifest.model.source,
-        "data": log.manifest.data.get("source"),
-        "output": output,
-    }
-    try:
-        held = {
-            name: log.manifest.training[name] for name in names if name in log.manifest.training or name not in LATER
-        }
-        logged = RecordOptions(**held, **places)
-    except (KeyError, TypeError, UsageError) as error:
-        raise InsufficientLogError(
-            f"the log doesn't hold the options of its run: {location}: {error}",
-            hint="`record LOG --resume -- train.py` resumes a script of your own, Recorder(..., resume=True) a loop",
-        ) from error
-    return replace(logged, **{"resume": True} | changes)
 
 
 def open_to_resume(location: Path | str, options: RecordOptions, progress: Progress) -> TrainingLog:
@@ -162,13 +98,3 @@ def open_to_resume(location: Path | str, options: RecordOptions, progress: Progr
     for difference in unrestorable(log.manifest, replay_device(log.manifest)):
         progress.say(f"the steps may not repeat bit for bit: {difference}")
     return log
-
-
-def _open(location: Store | Path | str) -> TrainingLog:
-    store = open_store(location)
-    if store.exists(METADATA) and not store.exists(metadata_key(COMMIT)):
-        raise InsufficientLogError(
-            f"nothing to resume: {store.location}: the run was killed before its first commit",
-            hint="record it anew: give --overwrite instead of --resume",
-        )
-    return TrainingLog(store)

@@ -7,10 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from lmcleaner.formats.errors import NotFoundError, UsageError
-from lmcleaner.recording.watch import Watch, WatchOptions
+from lmcleaner.recording.options import WatchOptions
 
 
 def record_script(log: str, command: Sequence[str], options: WatchOptions | None = None) -> None:
@@ -27,16 +25,30 @@ def record_script(log: str, command: Sequence[str], options: WatchOptions | None
         NotFoundError: no such script.
         UsageError: no script is named, or the training can't be recorded; see `Watch`.
     """
-    if not command or command == ["-m"]:
-        raise UsageError("no script: expected train.py or -m module after --, found nothing")
-    is_module = command[0] == "-m"
-    if not is_module and not Path(command[0]).is_file():
-        raise NotFoundError(f"no such script: {command[0]}", hint="give a Python file, or -m and a module")
+    check_script(command)
+    from lmcleaner.recording.watch import Watch
+
     with _as_main(command), _interruptible(), Watch(log, options):
-        if is_module:
+        if command[0] == "-m":
             runpy.run_module(command[1], run_name="__main__", alter_sys=True)
         else:
             runpy.run_path(command[0], run_name="__main__")
+
+
+def check_script(command: Sequence[str]) -> None:
+    """Checks what can be known before anything is loaded.
+
+    Args:
+        command: `train.py ARGS…`, or `-m module ARGS…`.
+
+    Raises:
+        NotFoundError: no such script.
+        UsageError: no script is named.
+    """
+    if not command or command == ["-m"]:
+        raise UsageError("no script: expected train.py or -m module after --, found nothing")
+    if command[0] != "-m" and not Path(command[0]).is_file():
+        raise NotFoundError(f"no such script: {command[0]}", hint="give a Python file, or -m and a module")
 
 
 @contextmanager
@@ -56,6 +68,8 @@ def _as_main(command: Sequence[str]) -> Iterator[None]:
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """Where a launcher ends this process because another one died, its log is closed as that of an interrupted run."""
+    import torch
+
     if not torch.distributed.is_torchelastic_launched():
         yield
         return

@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -23,66 +23,19 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lmcleaner.formats.errors import UsageError
-from lmcleaner.formats.manifest import CodecName, LossEntry
+from lmcleaner.formats.manifest import LossEntry
 from lmcleaner.formats.wording import counted
 from lmcleaner.recording.describe import RunDescription
 from lmcleaner.recording.losses import OWN, Losses, SeenLoss, whole
 from lmcleaner.recording.microbatches import HARMLESS, RECORDED, arguments_of
+from lmcleaner.recording.options import WatchOptions
 from lmcleaner.recording.packing import check_apart
 from lmcleaner.recording.processes import Processes, averages, check_whole, wrapper_of
 from lmcleaner.recording.recorder import Recorder
-from lmcleaner.recording.resume import open_unfinished
 from lmcleaner.recording.scaling import Scaling, leaves_out
+from lmcleaner.recording.unfinished import open_unfinished
 from lmcleaner.training.adapters import is_adapted, without_adapter
 from lmcleaner.training.numerics import autocast_dtype, rng_state
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WatchOptions:
-    """What a training can't be asked for.
-
-    Attributes:
-        model_source: directory or name of the base model; None is where transformers loaded it from.
-        padding_token: token id in the padding; None is what the first step is padded with, or the model's own.
-        checkpoint_every: steps between checkpoints; None is 100.
-        updates: codec of the updates; None is "lossless".
-        gradients: codec of the gradients that the optimizer is given; None is "none".
-        planned_steps: steps that the run means to take, if known.
-        training: the run's own options, for people.
-        overwrite: removes a log that lies there.
-        resume: goes on with the interrupted log that lies there, whatever checkpoint of its own the training goes on
-            from, as long as the log holds the step. All of the above that is None is then as the log has it.
-    """
-
-    model_source: str | None = None
-    padding_token: int | None = None
-    checkpoint_every: int | None = None
-    updates: CodecName | None = None
-    gradients: CodecName | None = None
-    planned_steps: int | None = None
-    training: Mapping[str, Any] = field(default_factory=dict)
-    overwrite: bool = False
-    resume: bool = False
-
-    def __post_init__(self) -> None:
-        """Checks what one says of another.
-
-        Raises:
-            UsageError: a log can't be removed and gone on with.
-        """
-        if self.overwrite and self.resume:
-            raise UsageError("overwrite and resume contradict each other: found both")
-
-    def or_else(self, known: Mapping[str, Any]) -> Self:
-        """With what is known elsewhere for what is None here.
-
-        Args:
-            known: by the name of the option.
-
-        Returns:
-            The options.
-        """
-        return replace(self, **{name: value for name, value in known.items() if getattr(self, name) is None})
 
 
 @dataclass(slots=True)

@@ -38,6 +38,16 @@ ERRORS: dict[str, tuple[str, int, str]] = {
         "no such model: my-bas: no such folder, nor is it in the hub's cache",
     ),
     "an output to resume that exists": ("record {log} --resume --output {made}", 11, "the output exists already"),
+    "no output": ("record {tmp}/l --model m --data d", 2, "missing: --output"),
+    "no script": ("record {tmp}/l --", 2, "no script"),
+    "a script that isn't there": ("record {tmp}/l -- nowhere.py", 10, "no such script: nowhere.py"),
+    "an option that a script has itself": (
+        "record {tmp}/l --lr 1 -- {script}", 2, "--lr is for lmcleaner's own training"
+    ),
+    "an output that a script has itself": (
+        "record {tmp}/l --output out -- {script}", 2, "--output is for lmcleaner's own training"
+    ),
+    "no log for a script to resume": ("record {tmp}/l --resume -- {script}", 10, "no training log"),
     "no log to unlearn from": ("unlearn {tmp}/l --forget forget --output {tmp}/o", 10, "no training log"),
     "an output of unlearn that exists": ("unlearn {log} --forget forget --output {made}", 11, "exists already"),
     "a base model that isn't there": (
@@ -73,9 +83,11 @@ def said(adamw_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     """Exit code and stderr of each command, and what its arguments stand for."""
     folder, tmp = tmp_path_factory.mktemp("early"), tmp_path_factory.mktemp("outputs")
     unlearn_tiny(adamw_run, folder / "made")
+    (folder / "train.py").write_text("raise AssertionError('it was run')")
     places = {
         "tmp": str(tmp), "base": str(adamw_run.base), "data": str(adamw_run.data), "log": str(adamw_run.log),
         "made": str(folder / "made"), "keys": str(_write_keys(folder / "keys")),
+        "script": str(folder / "train.py"),
     }  # fmt: skip
     commands = {name: arguments.format(**places).split() for name, (arguments, _, _) in ERRORS.items()}
     program = [sys.executable, "-c", _WITHOUT_TORCH, json.dumps(commands)]

@@ -20,8 +20,8 @@ from lmcleaner.cli.main import app
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.recording.options import RecordOptions
-from lmcleaner.recording.resume import resumed_options
 from lmcleaner.recording.training import record
+from lmcleaner.recording.unfinished import resumed_options
 from tiny_runs import rows, same_bits, write_rows
 
 OPTIONS: dict[str, Any] = {"epochs": 2, "batch_size": 4, "lr": 1e-2, "checkpoint_every": 4}

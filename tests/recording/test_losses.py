@@ -25,8 +25,8 @@ from lmcleaner.formats.manifest import LossEntry
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.recording.callback import LMCleanerCallback
 from lmcleaner.recording.describe import RunDescription
+from lmcleaner.recording.options import WatchOptions
 from lmcleaner.recording.recorder import Recorder
-from lmcleaner.recording.watch import WatchOptions
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.planning import plan_request
 from lmcleaner.unlearning.run import unlearn

@@ -19,9 +19,9 @@ from lmcleaner.formats.samples import Sample
 from lmcleaner.recording.callback import LMCleanerCallback
 from lmcleaner.recording.describe import RunDescription
 from lmcleaner.recording.logger import TrainingLogger
+from lmcleaner.recording.options import WatchOptions
 from lmcleaner.recording.recorder import Recorder
 from lmcleaner.recording.script import record_script
-from lmcleaner.recording.watch import WatchOptions
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.run import unlearn
 from tiny_runs import parameters_in, same_bits

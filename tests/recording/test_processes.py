@@ -28,8 +28,9 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
 from lmcleaner.inspection.verify import verify
 from lmcleaner.recording.describe import RunDescription
+from lmcleaner.recording.options import WatchOptions
 from lmcleaner.recording.recorder import Recorder
-from lmcleaner.recording.watch import Watch, WatchOptions
+from lmcleaner.recording.watch import Watch
 from lmcleaner.training.memory import peak_of
 from lmcleaner.training.replay import open_replay
 from lmcleaner.training.vectors import distance, global_norm

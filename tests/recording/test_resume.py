@@ -26,8 +26,8 @@ from lmcleaner.formats.store import open_store
 from lmcleaner.formats.writer import LogWriter, write_commit
 from lmcleaner.progress import Silent
 from lmcleaner.recording.options import RecordOptions
-from lmcleaner.recording.resume import resumed_options
 from lmcleaner.recording.training import record
+from lmcleaner.recording.unfinished import resumed_options
 from tiny_runs import Recording, TinyRun, parameters_in, record_tiny, rows, same_bits, write_base_model, write_rows
 
 SETTINGS: dict[str, dict[str, Any]] = {

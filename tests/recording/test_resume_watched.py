@@ -15,8 +15,9 @@ from lmcleaner.formats.errors import ExistsError, LmcleanerError, MismatchError,
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.inspection.verify import verify
 from lmcleaner.recording.callback import LMCleanerCallback
+from lmcleaner.recording.options import WatchOptions
 from lmcleaner.recording.resume import restore
-from lmcleaner.recording.watch import Watch, WatchOptions
+from lmcleaner.recording.watch import Watch
 from real_runs import EVERY_TWO, STEPS, Interruption, Setting, bits, load, trainer_of, with_lora
 from tiny_runs import content_of, same_bits, write_base_model
 

@@ -28,8 +28,9 @@ from lmcleaner.inspection.verify import verify
 from lmcleaner.recording.callback import LMCleanerCallback
 from lmcleaner.recording.describe import RunDescription
 from lmcleaner.recording.logger import TrainingLogger
+from lmcleaner.recording.options import WatchOptions
 from lmcleaner.recording.recorder import Recorder
-from lmcleaner.recording.watch import Watch, WatchOptions
+from lmcleaner.recording.watch import Watch
 from lmcleaner.training.replay import open_replay
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.run import unlearn

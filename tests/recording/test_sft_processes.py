@@ -19,7 +19,7 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.samples import Sample
 from lmcleaner.inspection.verify import verify
 from lmcleaner.recording.callback import LMCleanerCallback
-from lmcleaner.recording.watch import WatchOptions
+from lmcleaner.recording.options import WatchOptions
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.run import unlearn
 from real_runs import Interruption

@@ -10,8 +10,9 @@ from torch import Tensor
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.recording.describe import RunDescription
+from lmcleaner.recording.options import WatchOptions
 from lmcleaner.recording.recorder import Recorder
-from lmcleaner.recording.watch import Watch, WatchOptions
+from lmcleaner.recording.watch import Watch
 from lmcleaner.training.models import load_model
 from lmcleaner.training.state import clip_scale
 

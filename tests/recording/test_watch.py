@@ -17,7 +17,8 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.inspection.verify import verify
 from lmcleaner.recording.callback import LMCleanerCallback
 from lmcleaner.recording.logger import TrainingLogger
-from lmcleaner.recording.watch import Watch, WatchOptions
+from lmcleaner.recording.options import WatchOptions
+from lmcleaner.recording.watch import Watch
 
 
 def load(base: Path) -> Any:

@@ -16,7 +16,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
 from lmcleaner.recording.callback import LMCleanerCallback
-from lmcleaner.recording.watch import Watch, WatchOptions
+from lmcleaner.recording.options import WatchOptions
+from lmcleaner.recording.watch import Watch
 from tiny_runs import DEVICE
 
 STEPS, ROWS, LENGTH, PADDING, RATE = 5, 4, 8, 2, 1e-2
