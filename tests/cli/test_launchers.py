@@ -5,7 +5,6 @@ import os
 import runpy
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -104,7 +103,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def record(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from lmcleaner.cli.main import main; main()", "record", *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=600
+    )
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +166,6 @@ def test_unlearning_gives_the_bits_of_the_trainer_without_the_rows_labels(
 def test_when_a_process_dies_the_launcher_ends_the_others_and_the_interrupted_log_can_be_resumed(
     base_model: Path, folder: Path
 ) -> None:
-    began = time.monotonic()
     done = record(
         folder, "failing", "--", "accelerate", "launch", "--multi_gpu", "--num_processes", 2, "failing.py", base_model
     )
@@ -174,7 +174,6 @@ def test_when_a_process_dies_the_launcher_ends_the_others_and_the_interrupted_lo
     log = TrainingLog(folder / "failing")
     assert (log.num_steps, log.commit.finished) == (2, False)
     assert holder(open_store(folder / "failing")) is None
-    assert time.monotonic() - began < 60
     words = ("accelerate", "launch", "--multi_gpu", "--num_processes", 2, "failing.py", base_model, "not this time")
     done = record(folder, "failing", "--resume", "--", *words)
     assert done.returncode == 0, done.stderr

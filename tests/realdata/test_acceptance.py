@@ -4,33 +4,21 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from named_requests import find_forget_set
 
 from independent_trainer import train_without
 from lmcleaner.audit.check import audit_model
 from lmcleaner.audit.options import AuditOptions
-from lmcleaner.choices import HessianMode
 from lmcleaner.data.rows import read_rows
 from lmcleaner.evaluation.metrics import METRICS
 from lmcleaner.formats.errors import DivergedError
 from lmcleaner.inspection.verify import verify
-from lmcleaner.progress import Silent
 from lmcleaner.recording.options import RecordOptions
 from lmcleaner.recording.training import record
-from lmcleaner.training.numerics import restored_numerics
-from lmcleaner.training.state import TrainingState
-from lmcleaner.unlearning.combine import Correction
-from lmcleaner.unlearning.options import UnlearnOptions
-from lmcleaner.unlearning.setting import Setting
-from lmcleaner.unlearning.sweep import sweep_window
-from lmcleaner.unlearning.windows import windows_in
 from tiny_runs import TinyRun, parameters_in, same_bits, unlearn_tiny, write_rows
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -164,43 +152,3 @@ def test_the_papers_form_diverges_on_clipped_sgd_and_writes_no_model(sgd: TinyRu
 def test_the_whole_log_replays_bit_for_bit(which: str, request: pytest.FixtureRequest) -> None:
     log = request.getfixturevalue(which).open()
     assert verify(log, replay_steps=log.num_steps).is_sound
-
-
-def test_secant_costs_about_one_plain_training(adamw: TinyRun, tmp_path: Path) -> None:
-    """Prints both times; no assertion on a clock."""
-    started = time.perf_counter()
-    train_without(adamw.options, tmp_path / "scratch")
-    plain = time.perf_counter() - started
-    document = unlearn_tiny(adamw, tmp_path / "out").document
-    assert document is not None
-    assert document["windows"][0]["gradients"] == adamw.open().num_steps
-    seconds = document["timing"]["sweep_seconds"]
-    print(f"plain training {plain:.2f} s, secant {seconds:.2f} s, ratio {seconds / plain:.3f}, {torch.__version__}")  # noqa: T201
-
-
-@pytest.mark.parametrize("mode", ["diag", "fisher"])
-def test_a_step_without_rows_costs_little_beside_a_training_step(mode: str, tmp_path: Path) -> None:
-    """Prints both in processor time, which the machine's load changes less; no assertion on a clock."""
-    kind = "none" if mode == "fisher" else mode
-    run = _record(tmp_path, epochs=2, gradients="lossless", curvature=kind, checkpoint_every=24)
-    log, replay = run.open(), run.replay_model()
-    step, parameters = log.step(12), replay.load(log.parameters(12))
-    spent = [time.process_time()]
-    with restored_numerics(log.manifest.numerics):
-        state = TrainingState(log.manifest, log.checkpoint(0), replay.device)
-        for _ in range(20):
-            state.apply(replay.gradient(step, parameters), step.lr)
-        spent.append(time.process_time())
-        forget_set = find_forget_set(log, "steps:3", None, lambda: None)
-        options = UnlearnOptions(forget="steps:3", output=None, dry_run=True, K=None, hessian_mode=HessianMode(mode))
-        setting = Setting(replay, forget_set, options.hessian_mode, options.denominator, options.damping)
-        (window,) = windows_in(log, forget_set.steps, None)
-        report = sweep_window(log, window, setting, options, Correction(), Silent())
-        spent.append(time.process_time())
-    assert report.data_free
-    assert (report.gradients, report.products) == (0, 0)
-    plain, carried = (spent[1] - spent[0]) / 20, (spent[2] - spent[1]) / (window.end - window.start)
-    print(  # noqa: T201
-        f"{mode}: training step {plain:.4f} s, step without rows {carried:.4f} s, ratio {carried / plain:.3f}, "
-        f"curvature captured {report.curvature_captured}"
-    )

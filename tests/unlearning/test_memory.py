@@ -1,6 +1,6 @@
 """The peak memory of a sweep is a few parameter vectors and one step's activations, whatever is forgotten and how far.
 
-Measured by the parts of the benchmark, each in a process of its own.
+Measured by parts of the benchmark, each in a process of its own.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ def test_a_sweep_holds_few_vectors_and_no_more_for_more_rows_or_steps(tmp_path: 
     vector = 0
     for size in ("warm-up", "large"):
         vector = VECTOR_BYTES * make_inputs(tmp_path, size)
-        in_own_process(run_record, tmp_path, "sgd", size, environment=PRECISE_MEMORY)
+        run_record(tmp_path, "sgd", size)
     activations = in_own_process(run_step, tmp_path, "sgd", environment=PRECISE_MEMORY)["peak"] - vector
     limit = NOISE * ((2 + 2 * 0 + 2) * vector + activations)
     peaks = {
