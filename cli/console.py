@@ -3,21 +3,24 @@
 import json
 import math
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from lmcleaner.formats.errors import LmcleanerError
 
+SECONDS_BETWEEN_LINES = 30.0  # where there is no bar
 _WIDE = 400  # columns where no terminal limits them
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 class Reporter:
-    """Shows an operation's progress: lines always, bars on a terminal only, nothing if quiet."""
+    """Shows an operation's progress: a bar on a terminal, elsewhere a line now and then, nothing if quiet."""
 
     def __init__(self, *, quiet: bool) -> None:
         """Prepares the bar; it appears with the first stage."""
@@ -34,6 +37,7 @@ class Reporter:
             transient=True,
         )
         self._task: Any = None
+        self._told = time.monotonic()
 
     def __enter__(self) -> "Reporter":
         """Starts showing."""
@@ -62,6 +66,13 @@ class Reporter:
         self._bar.advance(self._task)
         speed = self._bar.tasks[0].speed if self._bar.tasks else None
         self._bar.update(self._task, rate=f"{speed:.1f}/s" if speed else "")
+        if not self._console.is_terminal and time.monotonic() - self._told > SECONDS_BETWEEN_LINES:
+            self._told = time.monotonic()
+            self._say_where(self._bar.tasks[0])
+
+    def _say_where(self, task: Task) -> None:
+        left = f", about {timedelta(seconds=round(task.time_remaining))} left" if task.time_remaining else ""
+        self.say(f"{task.description}: {task.completed:.0f} of {task.total:.0f}{left}")
 
 
 def print_json(document: Any) -> None:

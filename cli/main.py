@@ -4,7 +4,7 @@ import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -21,7 +21,7 @@ from lmcleaner.cli.record import record
 from lmcleaner.cli.run import run
 from lmcleaner.cli.shared import ScriptCommand, script_of
 from lmcleaner.cli.unlearn import unlearn
-from lmcleaner.formats.errors import LmcleanerError, memory_shortage
+from lmcleaner.formats.errors import LmcleanerError, UsageError, memory_shortage
 
 BUG = 70
 INTERRUPTED = 130
@@ -29,7 +29,20 @@ UNREAD = 141  # as a shell says of a program that SIGPIPE ended
 
 
 class _Commands(TyperGroup):
-    """Commands of which some have two words."""
+    """Commands of which some have two words; a wrong command line is an error as every other one."""
+
+    def main(self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Runs a command line and ends the process, see `TyperGroup.main`."""
+        words = list(sys.argv[1:] if args is None else args)
+        if not words or not standalone_mode:  # without a word the help is shown
+            return super().main(words, standalone_mode=standalone_mode, **extra)
+        try:
+            sys.exit(super().main(words, standalone_mode=False, **extra))
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # as what typer raises while it parses has
+                raise
+            print_error(_usage_error(error), as_json="--json" in words)
+            sys.exit(UsageError.exit_code)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Takes the second word for the command's where there is such a command."""
@@ -46,6 +59,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _usage_error(error: Any) -> UsageError:
+    """What typer has to say of a command line, as our own errors say it."""
+    message = error.format_message().rstrip(".")
+    command = error.ctx.command_path if error.ctx is not None else "lmcleaner"
+    return UsageError(message[:1].lower() + message[1:], hint=f"`{command} --help` explains the options")
 
 
 def _print_version(value: bool) -> None:
@@ -101,8 +121,8 @@ def _unexpected(error: Exception, *, as_json: bool) -> int:
     if shortage is not None:
         print_error(shortage, as_json=as_json)
         return shortage.exit_code
-    if type(error).__module__.startswith("typer."):
-        raise error  # a usage error that typer itself prints
+    if hasattr(error, "format_message"):
+        raise error  # of the command line, see `_Commands.main`
     traceback.print_exception(error)
     bug = LmcleanerError(
         f"a bug in lmcleaner: {type(error).__name__}: {error}", hint="please report it with the lines above"

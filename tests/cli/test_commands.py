@@ -17,6 +17,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from lmcleaner.choices import HessianMode
+from lmcleaner.cli import console
 from lmcleaner.cli.main import app
 from lmcleaner.formats.arrays import group_metadata
 from lmcleaner.formats.reader import TrainingLog
@@ -230,6 +231,47 @@ def test_a_reader_that_goes_away_is_no_bug(adamw_run: TinyRun) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "command"),
+    [
+        (("unlearn", "--bad"), "no such option: --bad", "lmcleaner unlearn"),
+        (("unlearn",), "missing option '--forget'", "lmcleaner unlearn"),
+        (("unlearn", "--forget", "x", "--level", "word"), "invalid value for '--level'", "lmcleaner unlearn"),
+        (("audit", "verify"), "missing argument", "lmcleaner audit verify"),
+        (("unlrn",), "no such command 'unlrn'", "lmcleaner"),
+    ],
+)
+def test_a_wrong_command_line_is_an_error_as_every_other(
+    arguments: tuple[str, ...], message: str, command: str
+) -> None:
+    said = _run(*arguments)
+    assert (said.exit_code, said.stdout) == (2, "")
+    assert said.stderr.startswith(f"error: {message}")
+    assert said.stderr.endswith(f"\n\nhint: `{command} --help` explains the options\n")
+    told = _run(*arguments, "--json")
+    error = _json(told)["error"]
+    assert (told.exit_code, error["kind"], error["exit_code"]) == (2, "usage", 2)
+    assert error["message"].startswith(message)
+
+
+def test_without_a_word_the_commands_are_shown() -> None:
+    shown = _run()
+    assert shown.exit_code == 2
+    assert "Record fine-tuning runs" in shown.output
+
+
+def test_off_a_terminal_a_line_now_and_then_says_where_it_is(
+    adamw_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("inspect", adamw_run.log, "--verify", "--replay", "all")
+    assert "replay" not in _run(*command).stderr
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0.0)
+    lines = _run(*command).stderr.splitlines()
+    steps = adamw_run.open().num_steps
+    assert any(re.fullmatch(rf"replaying: {steps - 1} of {steps}, about 0:00:0\d left", line) for line in lines), lines
+    assert _run(*command, "--quiet").stderr == ""
 
 
 def test_a_config_file_gives_defaults_and_a_flag_wins(adamw_run: TinyRun, tmp_path: Path) -> None:
