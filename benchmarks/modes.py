@@ -12,14 +12,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from drawing import draw
 from rich.console import Console
-from rich.table import Table
 
 from demonstration import (
     PLAIN_STEPS,
@@ -31,6 +29,7 @@ from demonstration import (
     plain_step_seconds,
     train_plainly,
 )
+from drawing import draw
 from lmcleaner import (
     Codec,
     CurvatureKind,
@@ -57,7 +56,8 @@ from lmcleaner.training.replay import ReplayModel, open_replay
 from lmcleaner.training.vectors import distance
 from lmcleaner.unlearning.request import ForgetSet
 from lmcleaner.unlearning.run import resolve_request
-from processes import in_own_process, run_part
+from processes import PRECISE_MEMORY, in_own_process, peak_bytes, reset_peak, run_part
+from tables import MEMORY, RESULTS, as_markdown, read_lines, show
 
 SAMPLE_PERCENT = 20.0
 STEPS_KEPT = ("10", "25", "50", "100", "200", "all", "auto")
@@ -143,8 +143,8 @@ def _record_options(folder: Path, run: str, optimizer: str) -> RecordOptions:
 
 def measure_run(folder: Path, run: str, optimizer: str) -> dict[str, Any]:
     """Measures all cells of a run that are not there yet, the reference of each request first."""
-    results = folder / "results.jsonl"
-    known = {json.dumps(json.loads(line)["cell"]) for line in _lines(results)}
+    results = folder / RESULTS
+    known = {json.dumps(row["cell"]) for row in read_lines(results)}
     log = TrainingLog(folder / run / f"log-{optimizer}")
     replay = open_replay(log.manifest)
     oracles: dict[tuple[str, str], list[torch.Tensor]] = {}
@@ -174,14 +174,35 @@ def measure_run(folder: Path, run: str, optimizer: str) -> dict[str, Any]:
     return {}
 
 
+def measure_memory(folder: Path, run: str, optimizer: str) -> dict[str, Any]:
+    """Peak memory of each mode by itself: of the second of two sweeps, since the first one's kernels keep memory.
+
+    One early row is forgotten where each is used once, else one early step; memory depends on neither rows nor K.
+    """
+    log = TrainingLog(folder / run / f"log-{optimizer}")
+    level = "sample" if run == "once" else "batch"
+    peaks = []
+    for propagation, modes in (("optimizer", list(HessianMode)), ("paper", PAPER_MODES)):
+        for mode in modes:
+            cell = Cell(run, optimizer, "early", level, "10", mode.value, propagation)
+            document = None
+            for _ in range(2):
+                with tempfile.TemporaryDirectory() as scratch:
+                    options = replace(_options(log, cell, Path(scratch) / "out"), oracle_sample=0.0)
+                    before = reset_peak()
+                    document = unlearn(log.location, options).document
+                    peak = peak_bytes() - before
+            assert document is not None
+            plan = document["plan"]
+            planned = plan["parameter_memory_bytes"] + plan["activation_bytes"]
+            peaks.append({"mode": mode.value, "propagation": propagation, "peak": peak, "planned": planned})
+    return {"run": run, "optimizer": optimizer, "peaks": peaks}
+
+
 def _trained(log: TrainingLog, options: RecordOptions, forgotten: Set[bytes]) -> tuple[Any, dict[str, Any]]:
     """The model that one would have had without some rows, and what it took."""
     model, clock = train_plainly(log, options, forgotten)
     return model, {"seconds": clock.times[-1] - clock.times[0], "steps": len(clock.times) - 1}
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.is_file() else []
 
 
 def _options(log: TrainingLog, cell: Cell, output: Path) -> UnlearnOptions:
@@ -213,7 +234,6 @@ def _unlearned(log: TrainingLog, options: UnlearnOptions) -> tuple[Any, dict[str
     keys = ("gradients", "hvp_calls", "K_used", "settled", "linearization_error")
     return load_model(str(options.output), torch.float32, log.manifest.numerics.attention), {
         "seconds": document["timing"]["sweep_seconds"],
-        "peak_memory_bytes": document["timing"]["peak_memory_bytes"],
         "steps": sum(window["tau"] - window["start"] for window in document["windows"]),
         "verdict": document["result"]["verdict"],
         "estimated_error": document["result"]["estimated_error"],
@@ -249,46 +269,19 @@ def _rows(log: TrainingLog, forgotten: Set[bytes]) -> dict[str, list[Sample]]:
     return {name: [log.sample(row) for row in rows[:: -(-len(rows) // MOST_ROWS)]] for name, rows in chosen.items()}
 
 
-def show(folder: Path, console: Console) -> None:
-    """Prints all cells."""
-    names = ("forgets", "K", "mode", "rel. error", "estimated", "forgotten", "retained", "KL f.", "KL r.")
-    costs = ("gradients", "products", "s", "x step", "planned s", "peak MB", "planned MB")
-    rows = [json.loads(line) for line in _lines(folder / "results.jsonl")]
-    for run, optimizer in dict.fromkeys((row["cell"]["run"], row["cell"]["optimizer"]) for row in rows):
-        table = Table(*names, *costs, title=f"{run}, {optimizer}")
-        for row in rows:
-            if (row["cell"]["run"], row["cell"]["optimizer"]) == (run, optimizer):
-                table.add_row(*_cells_of(row))
-        console.print(table)
-
-
-def _cells_of(row: dict[str, Any]) -> list[str]:
-    cell = row["cell"]
-    mode = cell["mode"] if cell["propagation"] == "optimizer" else f"paper, {cell['mode']}"
-    head = [f"{cell['forget']} {cell['level']}", cell["K"], mode]
-    if "diverged" in row:
-        return [*head, "diverged"]
-    answers = row["answers"]
-    found = [
-        f"{row['relative_error']:.3f}", f"{row['estimated_error']:.3f}" if row.get("estimated_error") else "",
-        *(f"{answers[rows]['answer_probability']:.3f}" for rows in ("forgotten", "retained")),
-        *(f"{answers[rows]['kl_from_oracle']:.3f}" for rows in ("forgotten", "retained")),
-    ]  # fmt: skip
-    if "plan" not in row:
-        return [*head, *found, "", "", f"{row['seconds']:.1f}"]
-    plan = row["plan"]
-    return [
-        *head, *found, *(str(sum(window[key] for window in row["windows"])) for key in ("gradients", "hvp_calls")),
-        f"{row['seconds']:.1f}", f"{row['seconds'] / row['steps'] / row['step_seconds']:.2f}",
-        f"{'to ' if plan['is_upper_bound'] else ''}{plan['seconds']:.1f}",
-        f"{row['peak_memory_bytes'] / 1e6:.0f}",
-        f"{(plan['parameter_memory_bytes'] + plan['activation_bytes']) / 1e6:.0f}",
-    ]  # fmt: skip
+def _remember_memory(folder: Path, run: str, optimizer: str) -> None:
+    """Measures memory in a process of its own, unless it has been or the run trains the same model as another."""
+    known = {(found["run"], found["optimizer"]) for found in read_lines(folder / MEMORY)}
+    if run == "epochs" or (run, optimizer) in known:
+        return
+    found = in_own_process(measure_memory, folder, run, optimizer, environment=PRECISE_MEMORY)
+    with (folder / MEMORY).open("a") as file:
+        file.write(json.dumps(found) + "\n")
 
 
 def main() -> None:
     """Measures what isn't there yet, prints and draws everything."""
-    if run_part(make_inputs, make_log, measure_run):
+    if run_part(make_inputs, make_log, measure_run, measure_memory):
         return
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "modes-run")
     folder.mkdir(parents=True, exist_ok=True)
@@ -305,9 +298,12 @@ def main() -> None:
             if not (folder / run / f"log-{optimizer}").is_dir():
                 in_own_process(make_log, folder, run, optimizer)
             in_own_process(measure_run, folder, run, optimizer)
+            _remember_memory(folder, run, optimizer)
     show(folder, console)
-    for picture in draw(folder / "results.jsonl", folder):
+    for picture in draw(folder / RESULTS, folder):
         console.print(f"drawn: {picture}")
+    (folder / "tables.md").write_text(as_markdown(folder))
+    console.print(f"written: {folder / 'tables.md'}")
 
 
 if __name__ == "__main__":

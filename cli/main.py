@@ -31,13 +31,13 @@ UNREAD = 141  # as a shell says of a program that SIGPIPE ended
 class _Commands(TyperGroup):
     """Commands of which some have two words; a wrong command line is an error as every other one."""
 
-    def main(self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, *others: Any, **named: Any) -> Any:
         """Runs a command line and ends the process, see `TyperGroup.main`."""
-        words = list(sys.argv[1:] if args is None else args)
-        if not words or not standalone_mode:  # without a word the help is shown
-            return super().main(words, standalone_mode=standalone_mode, **extra)
+        words = sys.argv[1:] if args is None else args
+        if not words or not named.get("standalone_mode", True):  # without a word the help is shown
+            return super().main(args, *others, **named)
         try:
-            sys.exit(super().main(words, standalone_mode=False, **extra))
+            sys.exit(super().main(args, *others, **named | {"standalone_mode": False}))
         except Exception as error:
             if not hasattr(error, "format_message"):  # as what typer raises while it parses has
                 raise

@@ -101,6 +101,7 @@ def make_plan(
     is_replayed, is_offloaded = counts.replayed > 0, replay is not None and replay.offload
     kept = _kept_bytes(log, propagation, is_replayed=is_replayed, is_sampled=counts.sampled > 0)
     passing = _passing_bytes(log, mode, rank, found) + _summed_bytes(log, windows[0], reads_rows=counts.reads_rows)
+    passing = max(passing, _entering_bytes(log, mode, rank, found) - (costs.activation_bytes or 0))
     reads = [_reads(log, window, mode, propagation, is_end_fixed=is_end_fixed) for window in windows]
     loaded = _segments_reached(log, windows, found)
     return Plan(
@@ -260,14 +261,21 @@ def _passing_bytes(log: TrainingLog, mode: HessianMode, rank: int, found: Record
     """θ, θ′ or v, and a gradient; δ, or θ - v, where a product needs it; an estimate, and what it is made from.
 
     A written mode holds its product, and what a recorded gradient is decoded into. Eigenpairs take another vector for a
-    product, and twice their size while they are read, 3·rank + 1 vectors while they are made.
+    product, and 3·rank + 1 while they are made.
     """
     estimate = 1 if mode in ESTIMATED else 0
     if mode is HessianMode.LOW_RANK:
-        pairs = max((entry.pairs for entry in log.commit.curvature.values()), default=rank)
-        estimate = 1 + (pairs + rank if found.curvature else 3 * rank + 1)
+        estimate = 1 + (rank if found.curvature else 3 * rank + 1)
     vectors = 3 + int(mode is not HessianMode.SECANT) + estimate + int(mode in WRITTEN) + int(bool(found.gradients))
     return vectors * _vector_bytes(log)
+
+
+def _entering_bytes(log: TrainingLog, mode: HessianMode, rank: int, found: Recorded) -> int:
+    """θ, θ′ or v, δ, and recorded eigenpairs while `rank` of them are copied, before a step has begun."""
+    if mode is not HessianMode.LOW_RANK or not found.curvature:
+        return 0
+    pairs = max(entry.pairs for entry in log.commit.curvature.values())
+    return (3 + pairs + rank) * _vector_bytes(log)
 
 
 def _summed_bytes(log: TrainingLog, window: Window, *, reads_rows: bool) -> int:
