@@ -7,8 +7,10 @@ from lmcleaner.choices import DEFAULT_RANK, WRITTEN, HessianMode, Propagation
 from lmcleaner.curvature.linearized import OPERATORS
 from lmcleaner.curvature.segments import ESTIMATED
 from lmcleaner.formats.bits import BIT_DTYPES
-from lmcleaner.formats.layout import CURVATURE, GRADIENTS, UPDATES
+from lmcleaner.formats.codecs import CODECS
+from lmcleaner.formats.layout import CURVATURE, GRADIENTS, UPDATES, num_spans
 from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.formats.reconstruction import AHEAD
 from lmcleaner.formats.wording import counted
 from lmcleaner.training.numerics import restored_numerics
 from lmcleaner.training.optimizers import state_vectors
@@ -100,8 +102,10 @@ def make_plan(
     costs = _costs(log, replay, windows, mode, rank, found, propagation, reads_rows=counts.reads_rows)
     is_replayed, is_offloaded = counts.replayed > 0, replay is not None and replay.offload
     kept = _kept_bytes(log, propagation, is_replayed=is_replayed, is_sampled=counts.sampled > 0)
-    passing = _passing_bytes(log, mode, rank, found) + _summed_bytes(log, windows[0], reads_rows=counts.reads_rows)
-    passing = max(passing, _entering_bytes(log, mode, rank, found) - (costs.activation_bytes or 0))
+    passing = _passing_bytes(log, mode, rank, found, costs.activation_bytes or 0)
+    passing += _summed_bytes(log, windows[0], reads_rows=counts.reads_rows)
+    if replay is None or replay.device.type == "cpu":
+        passing += _ahead_bytes(log)
     reads = [_reads(log, window, mode, propagation, is_end_fixed=is_end_fixed) for window in windows]
     loaded = _segments_reached(log, windows, found)
     return Plan(
@@ -257,25 +261,31 @@ def _segments_reached(log: TrainingLog, windows: Sequence[Window], found: Record
     )
 
 
-def _passing_bytes(log: TrainingLog, mode: HessianMode, rank: int, found: Recorded) -> int:
-    """θ, θ′ or v, and a gradient; δ, or θ - v, where a product needs it; an estimate, and what it is made from.
+def _passing_bytes(log: TrainingLog, mode: HessianMode, rank: int, found: Recorded, activations: int) -> int:
+    """What comes and goes with a step at the most, but for its activations.
 
-    A written mode holds its product, and what a recorded gradient is decoded into. Eigenpairs take another vector for a
-    product, and 3·rank + 1 while they are made.
+    θ, θ′ or v, and a gradient; δ, or θ - v, where a product needs it; an estimate, and what it is made from: 3·rank + 1
+    vectors for eigenpairs, which take another one for a product. A gradient from the log, with what it is decoded into,
+    and its step's product come instead of activations; so do recorded eigenpairs while they are copied.
     """
-    estimate = 1 if mode in ESTIMATED else 0
+    estimate, entering = int(mode in ESTIMATED), 0
     if mode is HessianMode.LOW_RANK:
         estimate = 1 + (rank if found.curvature else 3 * rank + 1)
-    vectors = 3 + int(mode is not HessianMode.SECANT) + estimate + int(mode in WRITTEN) + int(bool(found.gradients))
-    return vectors * _vector_bytes(log)
+        entering = 3 + rank + max(entry.pairs for entry in log.commit.curvature.values()) if found.curvature else 0
+    with_rows = 3 + int(mode is not HessianMode.SECANT) + estimate
+    without_rows = with_rows + 2 if found.gradients else 0
+    vector = _vector_bytes(log)
+    return max(with_rows * vector, max(without_rows, entering) * vector - activations)
 
 
-def _entering_bytes(log: TrainingLog, mode: HessianMode, rank: int, found: Recorded) -> int:
-    """θ, θ′ or v, δ, and recorded eigenpairs while `rank` of them are copied, before a step has begun."""
-    if mode is not HessianMode.LOW_RANK or not found.curvature:
+def _ahead_bytes(log: TrainingLog) -> int:
+    """The updates of short vectors that are read ahead of their step: those in line, and the one that is applied."""
+    spans = num_spans(log.manifest.num_elements)
+    if UPDATES not in log.tree.stacks or spans > AHEAD:
         return 0
-    pairs = max(entry.pairs for entry in log.commit.curvature.values())
-    return (3 + pairs + rank) * _vector_bytes(log)
+    columns = CODECS[log.manifest.updates].columns(log.manifest.model.dtype)
+    row = sum(column.dtype.itemsize / column.elements for column in columns) * log.manifest.num_elements
+    return int((AHEAD + 1) * row / spans)
 
 
 def _summed_bytes(log: TrainingLog, window: Window, *, reads_rows: bool) -> int:

@@ -25,6 +25,7 @@ from lmcleaner.choices import HessianMode
 from lmcleaner.curvature.linearized import curvature_product, predicted_gradient
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.formats.reader import TrainingLog
+from lmcleaner.formats.reconstruction import AHEAD
 from lmcleaner.formats.samples import IGNORED_LABEL, Sample
 from lmcleaner.inspection.verify import verify
 from lmcleaner.recording.describe import RunDescription
@@ -215,7 +216,9 @@ def test_the_plan_counts_the_vectors_that_the_sums_over_processes_take(run: tupl
     )
     quick = plan_request(log, request, quick=True).plans[0]
     secant = unlearn(folder / "log", request).plan
-    assert quick.parameter_memory_bytes == secant.parameter_memory_bytes == (3 + expected + 2) * vector  # AdamW
+    ahead = AHEAD + 1  # of updates, each of which is one span
+    vectors = 3 + expected + 2 + ahead  # with AdamW's state
+    assert quick.parameter_memory_bytes == secant.parameter_memory_bytes == vectors * vector
     assert secant.activation_bytes == pytest.approx(peaks[0] - (1 + expected) * vector, rel=0.1)
 
 
