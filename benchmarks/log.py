@@ -329,24 +329,33 @@ def _size_row(model: Path, data: Path, folder: Path, codec: str) -> list[str]:
     ]
 
 
-def main() -> None:
-    """Prints the parts that are asked for."""
-    if run_part(overhead, peak):
-        return
-    parts = {"overhead": show_overhead, "write": show_write, "read": show_read, "sizes": show_sizes}
+PARTS = {"overhead": show_overhead, "write": show_write, "read": show_read, "sizes": show_sizes}
+
+
+def read_options(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a command line; all parts where none is named."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*parts, []], default=list(parts))
+    parser.add_argument("parts", nargs="*", choices=list(PARTS))
     parser.add_argument("--shape", choices=list(SHAPES), default="25M")
     parser.add_argument("--updates", nargs="+", choices=CODECS, default=CODECS, help="of overhead")
     parser.add_argument("--steps", type=int, help="default: overhead 100, write 10, read 200")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
+    options = parser.parse_args(words)
+    options.parts = options.parts or list(PARTS)
+    return options
+
+
+def main() -> None:
+    """Prints the parts that are asked for."""
+    if run_part(overhead, peak):
+        return
+    options = read_options()
     console = Console(width=110)
     console.print(f"{device_name('cpu')}, {os.cpu_count()} processors, torch {torch.__version__}")
     for name in options.parts:
         with tempfile.TemporaryDirectory() as folder:
-            parts[name](console, options, Path(folder))
+            PARTS[name](console, options, Path(folder))
 
 
 if __name__ == "__main__":
