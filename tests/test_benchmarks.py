@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from log import PARTS, read_options
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -21,3 +23,5 @@ def test_every_benchmark_finds_what_it_imports(tmp_path: Path) -> None:
 def test_the_benchmark_of_the_log_has_all_its_parts_unless_some_are_named() -> None:
     assert read_options([]).parts == list(PARTS)
     assert read_options(["read", "sizes"]).parts == ["read", "sizes"]
+    with pytest.raises(SystemExit):
+        read_options(["reed"])
