@@ -39,7 +39,7 @@ class _Commands(TyperGroup):
         try:
             sys.exit(super().main(args, *others, **named | {"standalone_mode": False}))
         except Exception as error:
-            if not hasattr(error, "format_message"):  # as what typer raises while it parses has
+            if not _is_of_command_line(error):
                 raise
             print_error(_usage_error(error), as_json="--json" in words)
             sys.exit(UsageError.exit_code)
@@ -59,6 +59,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _is_of_command_line(error: Exception) -> bool:
+    """Whether typer raised it over a command line; its classes are private in some versions."""
+    return hasattr(error, "format_message")
 
 
 def _usage_error(error: Any) -> UsageError:
@@ -121,8 +126,8 @@ def _unexpected(error: Exception, *, as_json: bool) -> int:
     if shortage is not None:
         print_error(shortage, as_json=as_json)
         return shortage.exit_code
-    if hasattr(error, "format_message"):
-        raise error  # of the command line, see `_Commands.main`
+    if _is_of_command_line(error):
+        raise error  # for `_Commands.main`
     traceback.print_exception(error)
     bug = LmcleanerError(
         f"a bug in lmcleaner: {type(error).__name__}: {error}", hint="please report it with the lines above"

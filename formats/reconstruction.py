@@ -27,6 +27,14 @@ AHEAD = 4  # spans that are read and decompressed while others are applied; 4 Mi
 Stored = tuple[NDArray[Any], ...]
 
 
+def is_read_ahead(spans: int) -> bool:
+    """Whether vectors of so many spans are read while the step before theirs is at work: short ones alone.
+
+    Of longer ones it would save little of their time, and cost memory beside a gradient.
+    """
+    return spans <= AHEAD
+
+
 class Reconstruction:
     """θ[step] as the log's updates have it: the run's bits with lossless updates, within the codec's bound otherwise.
 
@@ -53,8 +61,7 @@ class Reconstruction:
             parts: consecutive arrays that hold θ[step] from that checkpoint already, and become the reconstruction's
                 memory; None takes memory and reads it.
             horizon: up to which step a thread reads updates ahead between two calls of `advance_to`, as far as the log
-                holds them; it is at work until the horizon is reached or `close` is called. Longer vectors than are
-                read ahead at a time are not: it would save little of their time, and cost memory beside a gradient.
+                holds them, see `is_read_ahead`; it is at work until the horizon is reached or `close` is called.
 
         Raises:
             DamagedError: the checkpoint can't be read, or a whole vector doesn't have the committed digest.
@@ -62,7 +69,7 @@ class Reconstruction:
         self._log, self.step = log, step
         self._is_whole = spans is None
         self._spans = range(num_spans(log.manifest.num_elements)) if spans is None else spans
-        self._horizon = horizon if len(self._spans) <= AHEAD else 0
+        self._horizon = horizon if is_read_ahead(len(self._spans)) else 0
         self._dtype = log.manifest.model.dtype
         self._updates = StackReader(log.store, log.tree, UPDATES) if UPDATES in log.tree.stacks else None
         self._corrections = frozenset(log.commit.corrections)

@@ -8,11 +8,10 @@ from functools import cached_property
 import numpy as np
 
 from lmcleaner.formats.bits import Bits
-from lmcleaner.formats.codecs import SPAN
-from lmcleaner.formats.layout import GRADIENTS
+from lmcleaner.formats.layout import GRADIENTS, num_spans
 from lmcleaner.formats.ranges import steps_in
 from lmcleaner.formats.reader import TrainingLog
-from lmcleaner.formats.reconstruction import AHEAD
+from lmcleaner.formats.reconstruction import is_read_ahead
 from lmcleaner.formats.window import Selection
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.training.state import Gradient, clip_scale
@@ -44,11 +43,11 @@ class RecordedGradients:
         Args:
             log: the training log.
             replay: says which dtype, shapes and device they have.
-            steps: that will be asked for one after the other: with one, the next is read by another thread, unless
-                that would cost much memory.
+            steps: that will be asked for one after the other: with one, the next is read by another thread where
+                vectors are read ahead.
         """
         self._log, self._replay = log, replay
-        self._steps = steps if log.manifest.num_elements <= AHEAD * SPAN else ()
+        self._steps = steps if is_read_ahead(num_spans(log.manifest.num_elements)) else ()
         self._reader = ThreadPoolExecutor(1, "lmcleaner-gradients")
         self._coming: tuple[int, Future[Bits]] | None = None
         self._present: dict[int, list[bool]] = {}

@@ -10,7 +10,7 @@ from lmcleaner.formats.bits import BIT_DTYPES
 from lmcleaner.formats.codecs import CODECS
 from lmcleaner.formats.layout import CURVATURE, GRADIENTS, UPDATES, num_spans
 from lmcleaner.formats.reader import TrainingLog
-from lmcleaner.formats.reconstruction import AHEAD
+from lmcleaner.formats.reconstruction import AHEAD, is_read_ahead
 from lmcleaner.formats.wording import counted
 from lmcleaner.training.numerics import restored_numerics
 from lmcleaner.training.optimizers import state_vectors
@@ -281,7 +281,7 @@ def _passing_bytes(log: TrainingLog, mode: HessianMode, rank: int, found: Record
 def _ahead_bytes(log: TrainingLog) -> int:
     """The updates of short vectors that are read ahead of their step: those in line, and the one that is applied."""
     spans = num_spans(log.manifest.num_elements)
-    if UPDATES not in log.tree.stacks or spans > AHEAD:
+    if UPDATES not in log.tree.stacks or not is_read_ahead(spans):
         return 0
     columns = CODECS[log.manifest.updates].columns(log.manifest.model.dtype)
     row = sum(column.dtype.itemsize / column.elements for column in columns) * log.manifest.num_elements
