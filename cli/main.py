@@ -1,6 +1,7 @@
 """Entry point: the commands, and every error with its exit code."""
 
 import functools
+import itertools
 import os
 import sys
 import traceback
@@ -41,7 +42,8 @@ class _Commands(TyperGroup):
         except Exception as error:
             if not _is_of_command_line(error):
                 raise
-            print_error(_usage_error(error), as_json="--json" in words)
+            own = itertools.takewhile(lambda word: word != "--", words)  # behind it are a script's
+            print_error(_usage_error(error), as_json="--json" in own)
             sys.exit(UsageError.exit_code)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

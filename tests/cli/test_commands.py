@@ -256,6 +256,12 @@ def test_a_wrong_command_line_is_an_error_as_every_other(
     assert error["message"].startswith(message)
 
 
+def test_json_behind_a_script_is_the_scripts() -> None:
+    refused = _run("record", "--bad", "--", "train.py", "--json")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("error: no such option: --bad")
+
+
 def test_without_a_word_the_commands_are_shown() -> None:
     shown = _run()
     assert shown.exit_code == 2
