@@ -1,7 +1,8 @@
 """Products and sums with constants inside a forward derivative.
 
 torch gives an operand without a derivative one of zeros, and works out in Python what shape those would have: for a
-small model that takes a sixth of a Hessian product. Masks and rotary embeddings are such operands, in every layer.
+small model that takes a sixth of a Hessian product. Rotary embeddings and plain numbers are such operands, in every
+layer.
 """
 
 from typing import Any
@@ -27,13 +28,18 @@ def add(left: Any, right: Any, **options: Any) -> Tensor:
 
 def _derived_and_constant(left: Any, right: Any) -> tuple[Tensor, Tensor] | None:
     """The operand with a forward derivative and that without any, or None where they aren't one each."""
-    if not isinstance(left, Tensor) or not isinstance(right, Tensor):
-        return None
-    is_derived = [forward_ad.unpack_dual(operand).tangent is not None for operand in (left, right)]
+    is_derived = [_is_derived(operand) for operand in (left, right)]
     if all(is_derived) or not any(is_derived):
         return None
     derived, constant = (left, right) if is_derived[0] else (right, left)
-    return None if constant.requires_grad else (derived, constant)
+    if isinstance(constant, Tensor):
+        return None if constant.requires_grad else (derived, constant)
+    is_plain = isinstance(constant, int | float) and derived.dim() > 0  # of which a number doesn't change the dtype
+    return (derived, torch.tensor(constant, dtype=torch.float64)) if is_plain else None
+
+
+def _is_derived(operand: Any) -> bool:
+    return isinstance(operand, Tensor) and forward_ad.unpack_dual(operand).tangent is not None
 
 
 class _Scale(torch.autograd.Function):

@@ -10,16 +10,18 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from lmcleaner.curvature.attention import attention
 from lmcleaner.curvature.constants import add, multiply
+from lmcleaner.curvature.softmax import log_softmax, logsumexp, softmax
 
 
 @contextmanager
 def twice_differentiable(module: nn.Module) -> Iterator[None]:
     """Makes attention, layer norms and the loss differentiable twice, backwards and forwards, inside the block.
 
-    Fused attention kernels have neither a double backward nor a forward derivative. A transformers model computes with
-    `eager` attention instead: torch's own unfused kernel masks with -inf, and the derivative of its softmax's forward
-    derivative is not a number where a whole row is masked, as in padding. Other modules get the unfused kernel.
+    Fused attention kernels have neither a double backward nor a forward derivative: `attention` stands for torch's, and
+    a transformers model that computes with none of torch's takes `eager` attention. Where a function of torch's calls
+    its own attention out of our sight, as that of `nn.MultiheadAttention` does, it takes its unfused kernel.
 
     Args:
         module: the model.
@@ -28,7 +30,7 @@ def twice_differentiable(module: nn.Module) -> Iterator[None]:
         Nothing.
     """
     before = getattr(getattr(module, "config", None), "_attn_implementation", None)
-    choose = getattr(module, "set_attn_implementation", None) if before is not None else None
+    choose = getattr(module, "set_attn_implementation", None) if before not in {None, "sdpa"} else None
     try:
         if choose is not None:
             choose("eager")
@@ -49,26 +51,6 @@ class _Kernels(TorchFunctionMode):
         return _OWN.get(func, func)(*args, **(kwargs or {}))
 
 
-def _softmax(logits: Tensor, dim: int, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
-    wide = (logits if dtype is None else logits.to(dtype)).movedim(dim, -1)
-    weights: Tensor = _Softmax.apply(wide)  # type: ignore[no-untyped-call]
-    return weights.movedim(-1, dim)
-
-
-def _log_softmax(logits: Tensor, dim: int, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
-    wide = logits if dtype is None else logits.to(dtype)
-    return wide - _logsumexp(wide, dim, keepdim=True)
-
-
-def _logsumexp(values: Tensor, dim: int | Sequence[int], keepdim: bool = False) -> Tensor:
-    """Of plain operations: torch's forward derivative overwrites what the derivative after it needs."""
-    axes = (dim,) if isinstance(dim, int) else tuple(dim)
-    largest = values.detach().amax(axes, keepdim=True)
-    largest = torch.where(largest.isfinite(), largest, torch.zeros_like(largest))
-    sums = (values - largest).exp().sum(axes, keepdim=True).log() + largest
-    return sums if keepdim else sums.squeeze(axes)
-
-
 def _cross_entropy(logits: Tensor, labels: Tensor, **options: Any) -> Tensor:
     """All options come by name: so torch hands on its call."""
     is_plain = options["weight"] is None and not options["label_smoothing"] and options["reduction"] != "none"
@@ -77,40 +59,6 @@ def _cross_entropy(logits: Tensor, labels: Tensor, **options: Any) -> Tensor:
     counted = labels != options["ignore_index"]
     losses: Tensor = _CrossEntropy.apply(logits[counted], labels[counted])  # type: ignore[no-untyped-call]
     return losses.mean() if options["reduction"] == "mean" else losses.sum()
-
-
-class _Softmax(torch.autograd.Function):
-    """w = softmax(x) over the last axis; both derivatives are w∘(v - ⟨w, v⟩), from w alone.
-
-    torch's forward derivative computes w a second time, from exponentials of what the mask made hugely negative, and
-    keeps five tensors of w's size for the derivative after it; attention's weights are the largest activations.
-    """
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        """The weights w."""
-        return torch.softmax(x, -1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keeps w."""
-        ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
-
-    @staticmethod
-    def backward(ctx: Any, *vectors: Tensor) -> Tensor:
-        """The derivative is symmetric."""
-        return _times_derivative(ctx.saved_tensors[0], vectors[0])
-
-    @staticmethod
-    def jvp(ctx: Any, *vectors: Tensor) -> Tensor:
-        """The derivative is symmetric."""
-        return _times_derivative(ctx.saved_tensors[0], vectors[0])
-
-
-def _times_derivative(weights: Tensor, vector: Tensor) -> Tensor:
-    product = weights * vector
-    return torch.addcmul(product, weights, product.sum(-1, keepdim=True), value=-1)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -144,7 +92,7 @@ class _CrossEntropy(torch.autograd.Function):
     def jvp(ctx: Any, *vectors: Tensor) -> Tensor:
         """The slope, which can be differentiated in turn."""
         logits, labels = ctx.saved_tensors
-        slopes: Tensor = torch.linalg.vecdot(_softmax(logits, -1), vectors[0])
+        slopes: Tensor = torch.linalg.vecdot(softmax(logits, -1), vectors[0])
         return slopes - _at(vectors[0], labels)
 
 
@@ -168,15 +116,16 @@ def _layer_norm(
     wide = input.float() if input.element_size() < 4 else input
     axes = tuple(range(-len(normalized_shape), 0))
     centred = wide - wide.mean(axes, keepdim=True)
-    scaled = centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
+    scaled = centred * torch.rsqrt(add(centred.square().mean(axes, keepdim=True), eps))
     scaled = scaled if weight is None else scaled * weight
     return (scaled if bias is None else scaled + bias).to(input.dtype)
 
 
 _OWN: Mapping[Any, Callable[..., Tensor]] = {
-    **dict.fromkeys((nn.functional.softmax, torch.softmax, Tensor.softmax), _softmax),
-    **dict.fromkeys((nn.functional.log_softmax, torch.log_softmax, Tensor.log_softmax), _log_softmax),
-    **dict.fromkeys((torch.logsumexp, Tensor.logsumexp), _logsumexp),
+    nn.functional.scaled_dot_product_attention: attention,
+    **dict.fromkeys((nn.functional.softmax, torch.softmax, Tensor.softmax), softmax),
+    **dict.fromkeys((nn.functional.log_softmax, torch.log_softmax, Tensor.log_softmax), log_softmax),
+    **dict.fromkeys((torch.logsumexp, Tensor.logsumexp), logsumexp),
     nn.functional.cross_entropy: _cross_entropy,
     nn.functional.layer_norm: _layer_norm,
     **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), multiply),

@@ -68,11 +68,15 @@ def shifted_when_broadcast(x: Tensor) -> Tensor:
     return x[:1].add(FACTORS).pow(3).sum() + torch.add(x, FACTORS, alpha=2).pow(3).sum()
 
 
+def with_numbers(x: Tensor) -> Tensor:
+    return (2 * x * 0.5 + 1).add(3).pow(3).sum() + x.sum() * 2 + 1
+
+
 @pytest.mark.parametrize(
     "function",
     [
         soft, summed, averaged, weighted, smoothed, downwards, log_soft, log_sums, scaled, scaled_when_broadcast,
-        shifted, shifted_when_broadcast,
+        shifted, shifted_when_broadcast, with_numbers,
     ],
 )  # fmt: skip
 def test_values_gradients_and_slopes_are_torchs(function: Callable[[Tensor], Tensor]) -> None:
@@ -92,7 +96,7 @@ def test_values_gradients_and_slopes_are_torchs(function: Callable[[Tensor], Ten
     "function",
     [
         soft, summed, averaged, downwards, log_soft, log_sums, scaled, scaled_when_broadcast, shifted,
-        shifted_when_broadcast,
+        shifted_when_broadcast, with_numbers,
     ],
 )  # fmt: skip
 def test_the_gradient_of_the_slope_is_the_hessian_times_the_direction(function: Callable[[Tensor], Tensor]) -> None:
@@ -164,6 +168,16 @@ def test_a_constant_of_a_wider_dtype_widens(function: Callable[[Tensor, Tensor],
     (gradient,) = torch.autograd.grad(slope.sum() + value.sum(), x)
     assert gradient.dtype == torch.float32
     assert torch.allclose(gradient, FACTORS.float() if function is torch.mul else torch.ones_like(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_number_keeps_the_dtype_and_says_no_less_than_it_is(dtype: torch.dtype) -> None:
+    x = logits().detach().to(dtype)
+    with forward_ad.dual_level(), twice_differentiable(nn.Linear(1, 1)):
+        value, slope = forward_ad.unpack_dual(forward_ad.make_dual(x, x.flip(0)) * 0.3 + 1e-3)
+    assert value.dtype == slope.dtype == dtype
+    assert torch.equal(value, x * 0.3 + 1e-3)
+    assert torch.equal(slope, x.flip(0) * 0.3)
 
 
 def test_operands_that_both_change_are_torchs_own() -> None:
