@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lmcleaner.choices import Denominator, HessianMode
@@ -131,6 +133,21 @@ def add_product(
             sum_so_far.add_(part, alpha=1 / replay.manifest.world_size)
 
 
+def count_parts(mode: HessianMode, tokens: NDArray[np.int64], num_elements: int) -> NDArray[np.int64]:
+    """Into how many parts of their rows microbatches go.
+
+    Args:
+        mode: as in `predicted_gradient`.
+        tokens: of each microbatch, with padding.
+        num_elements: of the parameters.
+
+    Returns:
+        The counts, of the shape of the tokens.
+    """
+    parts: NDArray[np.int64] = np.clip(tokens * num_elements // _PART_WORK, 1, OPERATORS[mode].PARTS)
+    return parts
+
+
 def _parts(replay: ReplayModel, inputs: Inputs, mode: HessianMode, rng: bytes) -> Iterable[Inputs]:
     """The rows of a microbatch in parts; a model that draws random numbers draws them for all rows at once.
 
@@ -138,5 +155,7 @@ def _parts(replay: ReplayModel, inputs: Inputs, mode: HessianMode, rng: bytes) -
         InsufficientLogError: the run's loss has no curvature.
     """
     check_curvature(replay.manifest)
-    work = inputs["input_ids"].numel() * replay.manifest.num_elements
-    return [inputs] if rng else row_parts(inputs, max(1, min(OPERATORS[mode].PARTS, work // _PART_WORK)))
+    if rng:
+        return [inputs]
+    tokens = np.array(inputs["input_ids"].numel())
+    return row_parts(inputs, int(count_parts(mode, tokens, replay.manifest.num_elements)))

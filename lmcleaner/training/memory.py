@@ -99,6 +99,8 @@ class _Allocations(TorchDispatchMode):
         return result
 
     def _note(self, tensor: Tensor, *, is_made_here: bool) -> None:
+        if tensor.is_meta or tensor._is_zerotensor():  # of which there is a shape only
+            return
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known:

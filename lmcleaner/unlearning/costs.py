@@ -9,12 +9,11 @@ from statistics import mean
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lmcleaner.choices import WRITTEN, HessianMode, Propagation
 from lmcleaner.curvature.estimates import Diagonal, Estimate
-from lmcleaner.curvature.linearized import OPERATORS, curvature_product, predicted_gradient
+from lmcleaner.curvature.linearized import OPERATORS, count_parts, curvature_product, predicted_gradient
 from lmcleaner.curvature.segments import ESTIMATED
 from lmcleaner.curvature.stored import load_estimate
 from lmcleaner.formats.reader import TrainingLog
@@ -27,6 +26,7 @@ from lmcleaner.training.state import TrainingState
 from lmcleaner.training.vectors import global_norm
 from lmcleaner.unlearning.prediction import fisher_product
 from lmcleaner.unlearning.recorded import Recorded
+from lmcleaner.unlearning.shapes import Sizes, largest_steps, padded_tokens
 from lmcleaner.unlearning.trajectory import ReadTrajectory
 from lmcleaner.unlearning.windows import Window
 
@@ -42,6 +42,8 @@ _CARRIED = {HessianMode.EXACT: 4.0, HessianMode.GGN: 2.8, HessianMode.EMPIRICAL_
 _PRODUCTS = {HessianMode.GGN: 2.7, HessianMode.EXACT: 3.5, HessianMode.EMPIRICAL_FISHER: 2.7}
 _STORED = _PRODUCT_OF_WRITTEN = 0.06
 _LOADED = {HessianMode.LOW_RANK: 2.0}
+
+Compute = Callable[[StepRecord], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +111,11 @@ def measure_costs(
     propagation: Propagation = Propagation.OPTIMIZER,
     *,
     reads_rows: bool,
+    gradient_steps: Collection[int],
 ) -> Costs:
     """Runs each part that a mode needs once to get warm, and then on evenly spaced steps of the windows.
+
+    Memory is measured on the largest steps.
 
     Args:
         log: the training log.
@@ -121,9 +126,10 @@ def measure_costs(
         found: what the mode takes from the log.
         propagation: the paper's form takes products by themselves.
         reads_rows: whether any gradient or product is computed.
+        gradient_steps: steps whose gradient is computed by itself.
 
     Returns:
-        The costs; with accumulation, peaks of the largest microbatch among those steps.
+        The costs.
     """
     started = time.perf_counter()
     state = replay.state(log.checkpoint(windows[0].start))
@@ -133,12 +139,15 @@ def measure_costs(
     direction = [1e-3 * parameter for parameter in here]
     is_predicted = mode in OPERATORS and propagation is Propagation.OPTIMIZER
     multiplied = mode if mode in OPERATORS and not is_predicted else ESTIMATED.get(mode)
-    parts: dict[str, Callable[[StepRecord], object]] = {"gradient": lambda step: replay.gradient(step, here)}
+    parts: dict[str, Compute] = {"gradient": lambda step: replay.gradient(step, here)}
     if is_predicted:
         parts["predicted"] = lambda step: predicted_gradient(replay, mode, step, here, direction, 0.0)
     if multiplied is not None:
         parts["product"] = lambda step: curvature_product(replay, multiplied, step, here, direction, 0.0)
-    seconds, activation_bytes = _parts_cost(log, replay, windows, parts) if reads_rows else ({}, 0)
+    seconds, activation_bytes = dict[str, float](), 0
+    if reads_rows:
+        seconds = _parts_seconds(log, replay, windows, parts)
+        activation_bytes = _activation_bytes(log, replay, windows, parts, multiplied or mode, gradient_steps)
     gradient_seconds = seconds.get("gradient", 0.0)
     load_seconds = 0.0
     work: Callable[[], object] = partial(_work, min(gradient_seconds, _READ_AHEAD_SECONDS), replay.device)
@@ -162,45 +171,51 @@ def measure_costs(
     )
 
 
-def _parts_cost(
-    log: TrainingLog, replay: ReplayModel, windows: Sequence[Window], parts: dict[str, Callable[[StepRecord], object]]
-) -> tuple[dict[str, float], int]:
-    """Seconds of each part, for as many tokens as the windows' steps have in the mean, and the largest peak."""
-    numbers = [number for window in windows for number in range(window.start, window.end)]
+def _parts_seconds(
+    log: TrainingLog, replay: ReplayModel, windows: Sequence[Window], parts: dict[str, Compute]
+) -> dict[str, float]:
+    """Seconds of each part, for as many tokens as the windows' steps have in the mean."""
+    numbers = _steps_of(windows)
     spread = ((2 * (_FEW_APART * k % _STEPS) + 1) * len(numbers) // (2 * _STEPS) for k in range(_STEPS))
     chosen = [numbers[place] for place in dict.fromkeys(spread)]
     tokens, steps = padded_tokens(log), [log.step(number) for number in chosen]
     usual = float(tokens[numbers].mean())
-    seconds = {
+    return {
         name: usual * _seconds_per_token(compute, steps, tokens[chosen], replay.device)
         for name, compute in parts.items()
     }
-    largest = max(steps, key=_largest_microbatch)
-    vector = sum(parameter.numel() * parameter.element_size() for parameter in replay.parameters)
-    peaks = [peak_of(partial(compute, largest), replay.device) for compute in parts.values()]
-    return seconds, max(0, max(peaks) - (1 + vectors_held(largest)) * vector)
 
 
-def padded_tokens(log: TrainingLog) -> NDArray[np.int64]:
-    """Tokens of each step with their padding, `[num_steps]`."""
-    stops, packed = log.table("microbatches/stop"), log.table("microbatches/packed").astype(bool)
-    rows = np.diff(stops, prepend=0)
-    if len(packed):  # a sample that nothing stands before begins a row
-        begun = np.concatenate([[0], np.cumsum(log.table("occurrences/start") == 0)])[stops]
-        rows = np.where(packed, np.diff(begun, prepend=0), rows)
-    running = np.concatenate([[0], np.cumsum(rows * log.table("microbatches/width").astype(np.int64))])
-    tokens: NDArray[np.int64] = np.diff(running[log.table("steps/stop")], prepend=0)
-    return tokens
+def _activation_bytes(
+    log: TrainingLog,
+    replay: ReplayModel,
+    windows: Sequence[Window],
+    parts: dict[str, Compute],
+    curvature: HessianMode,
+    gradient_steps: Collection[int],
+) -> int:
+    """The largest peak of the parts, on the steps that take the most, but for the gradient and what is added up."""
+
+    def num_parts(tokens: Sizes) -> Sizes:
+        return count_parts(curvature, tokens, log.manifest.num_elements)
+
+    vector, peaks = sum(parameter.numel() * parameter.element_size() for parameter in replay.parameters), [0]
+    for name, compute in parts.items():
+        is_plain = name == "gradient"
+        taken = gradient_steps if is_plain else _steps_of(windows)
+        for step in map(log.step, largest_steps(log, taken, np.ones_like if is_plain else num_parts)):
+            peaks.append(peak_of(partial(compute, step), replay.device) - (1 + vectors_held(step)) * vector)
+    return max(peaks)
 
 
-def _largest_microbatch(step: StepRecord) -> int:
-    return max(microbatch.num_rows * microbatch.width for microbatch in step.microbatches)
+def _steps_of(windows: Sequence[Window]) -> list[int]:
+    return [number for window in windows for number in range(window.start, window.end)]
 
 
 def _seconds_per_token(
-    compute: Callable[[StepRecord], object],
+    compute: Compute,
     steps: Sequence[StepRecord],
-    tokens: NDArray[np.int64],
+    tokens: Sizes,
     device: torch.device,
 ) -> float:
     """Over as many steps as it takes to time enough, after one run to get warm unless that was long."""

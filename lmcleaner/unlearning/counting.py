@@ -29,6 +29,7 @@ class Counts:
         products: products with a step's own curvature.
         estimates: products that estimates are made of.
         sampled: steps that are taken twice.
+        gradient_steps: those whose gradient is computed by itself, rather than together with a product.
     """
 
     steps: int
@@ -39,6 +40,7 @@ class Counts:
     products: int
     estimates: int
     sampled: int
+    gradient_steps: frozenset[int]
 
     @property
     def reads_rows(self) -> bool:
@@ -79,23 +81,30 @@ def count_sweep(
     carried = {step for w in windows for step in range(w.first, w.end)} - forget_set.skipped
     deviated = carried - {window.first for window in windows}
     marked = deviated & _marked(log, forget_set, windows, mode, rank, is_end_fixed=is_end_fixed)
-    sampled = {step for w in windows for block in block_steps(w, oracle_sample) for step in block} - forget_set.skipped
-    num_sampled = len(sampled) if is_linearized and not is_paper else 0
+    sampled = set[int]()
+    if is_linearized and not is_paper:
+        sampled = {step for w in windows for block in block_steps(w, oracle_sample) for step in block}
+    sampled -= forget_set.skipped
     replayed = _replayed(log, windows) if is_linearized else 0
+    recomputed = 0 if exact_steps(log) else replayed
     # The paper's form predicts no gradient: it asks for one where its curvature is made of it.
     needed = carried if not is_paper else deviated if mode is HessianMode.FISHER else frozenset[int]()
-    initial = len(carried.intersection(forget_set.steps)) if is_paper else 0
-    measurements = (2 if is_paper else 1) * len(marked)
+    computed, predicted = needed - found.gradients, deviated if mode in OPERATORS else frozenset[int]()
+    initial = carried.intersection(forget_set.steps) if is_paper else frozenset[int]()
+    by_itself = (lead_in - found.given) | marked | sampled | initial | (computed - predicted)
+    if recomputed:
+        by_itself |= {step for w in windows for step in range(w.start, w.end)}
     return Counts(
         steps=len(lead_in) + len(carried),
         replayed=replayed,
-        plain=len(lead_in - found.given) + measurements + initial + num_sampled
-        + (0 if exact_steps(log) else replayed),
-        gradients=len(needed - found.gradients),
+        plain=len(lead_in - found.given) + (2 if is_paper else 1) * len(marked) + len(initial) + len(sampled)
+        + recomputed,
+        gradients=len(computed),
         stored=len((found.given & lead_in) | (found.gradients & needed)),
-        products=len(deviated) if mode in OPERATORS else 0,
+        products=len(predicted),
         estimates=0 if found.curvature else sum(_estimate_products(log, window, mode, rank) for window in windows),
-        sampled=num_sampled,
+        sampled=len(sampled),
+        gradient_steps=frozenset(by_itself),
     )  # fmt: skip
 
 

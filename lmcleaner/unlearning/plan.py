@@ -99,7 +99,7 @@ def make_plan(
         log, forget_set, windows, mode, rank, found,
         propagation=propagation, oracle_sample=oracle_sample, is_end_fixed=is_end_fixed,
     )  # fmt: skip
-    costs = _costs(log, replay, windows, mode, rank, found, propagation, reads_rows=counts.reads_rows)
+    costs = _costs(log, replay, windows, mode, rank, found, propagation, counts)
     is_replayed, is_offloaded = counts.replayed > 0, replay is not None and replay.offload
     kept = _kept_bytes(log, propagation, is_replayed=is_replayed, is_sampled=counts.sampled > 0)
     passing = _passing_bytes(log, mode, rank, found, costs.activation_bytes or 0)
@@ -134,13 +134,15 @@ def _costs(
     rank: int,
     found: Recorded,
     propagation: Propagation,
-    *,
-    reads_rows: bool,
+    counts: Counts,
 ) -> Costs:
     if replay is None:
         return logged_costs(log, mode)
     with restored_numerics(log.manifest.numerics):
-        return measure_costs(log, replay, windows, mode, rank, found, propagation, reads_rows=reads_rows)
+        return measure_costs(
+            log, replay, windows, mode, rank, found, propagation,
+            reads_rows=counts.reads_rows, gradient_steps=counts.gradient_steps,
+        )  # fmt: skip
 
 
 def _reads(

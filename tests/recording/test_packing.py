@@ -31,9 +31,9 @@ from lmcleaner.recording.options import WatchOptions
 from lmcleaner.recording.recorder import Recorder
 from lmcleaner.recording.watch import Watch
 from lmcleaner.training.replay import open_replay
-from lmcleaner.unlearning.costs import padded_tokens
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.run import unlearn
+from lmcleaner.unlearning.shapes import padded_tokens
 from tiny_runs import DEVICE, parameters_in, same_bits
 
 STEPS, ROWS, PADDING, RATE = 3, 4, 2, 1e-2

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from lmcleaner.training.memory import peak_of
 
@@ -44,3 +45,11 @@ def test_forward_derivatives_are_counted() -> None:
         return torch.func.jvp(torch.exp, (KILO,), (KILO,))
 
     assert peak_of(compute, CPU) >= 2000
+
+
+def test_shapes_without_contents_count_nothing() -> None:
+    """As torch works out those of a product with something that has no derivative."""
+    assert peak_of(lambda: KILO.to("meta") + 1, CPU) == 0
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(KILO, KILO)
+        assert peak_of(lambda: dual * KILO, CPU) == 3000  # the product, its derivative, and the derivative's first term

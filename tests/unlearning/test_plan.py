@@ -3,15 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lmcleaner.choices import DEFAULT_RANK, HessianMode, Propagation, Steps
 from lmcleaner.training.numerics import restored_numerics
-from lmcleaner.unlearning.costs import logged_costs, measure_costs, padded_tokens
+from lmcleaner.unlearning.costs import logged_costs, measure_costs
+from lmcleaner.unlearning.counting import count_sweep
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.planning import plan_request
 from lmcleaner.unlearning.recorded import Recorded, find_recorded
 from lmcleaner.unlearning.run import resolve_request, unlearn
+from lmcleaner.unlearning.shapes import Sizes, largest_steps, padded_tokens
 from lmcleaner.unlearning.windows import windows_in
 from tiny_runs import TinyRun, record_tiny, unlearn_tiny
 
@@ -74,10 +77,12 @@ def test_a_second_derivative_costs_more_memory_than_a_gradient(run: TinyRun) -> 
     windows = windows_in(log, [3], None)
     with restored_numerics(log.manifest.numerics):
         plain, exact = (
-            measure_costs(log, replay, windows, mode, DEFAULT_RANK, NOTHING, reads_rows=True)
+            measure_costs(log, replay, windows, mode, DEFAULT_RANK, NOTHING, reads_rows=True, gradient_steps=[3])
             for mode in (HessianMode.SECANT, HessianMode.EXACT)
         )
-        nothing = measure_costs(log, replay, windows, HessianMode.FISHER, DEFAULT_RANK, NOTHING, reads_rows=False)
+        nothing = measure_costs(
+            log, replay, windows, HessianMode.FISHER, DEFAULT_RANK, NOTHING, reads_rows=False, gradient_steps=[]
+        )
     assert plain.activation_bytes is not None
     assert exact.activation_bytes is not None
     assert exact.activation_bytes > plain.activation_bytes > 0
@@ -93,7 +98,7 @@ def test_what_a_written_mode_reads_is_timed_where_the_log_holds_it(base_model: P
     found = find_recorded(log, forget_set, HessianMode.LOW_RANK, 2)
     with restored_numerics(log.manifest.numerics):
         read, made = (
-            measure_costs(log, replay, windows, HessianMode.LOW_RANK, 2, recorded, reads_rows=True)
+            measure_costs(log, replay, windows, HessianMode.LOW_RANK, 2, recorded, reads_rows=True, gradient_steps=[3])
             for recorded in (found, NOTHING)
         )
     assert min(read.stored_seconds, read.written_seconds, read.load_seconds, made.written_seconds) > 0
@@ -112,3 +117,50 @@ def test_tokens_are_counted_with_their_padding(run: TinyRun) -> None:
     log = run.open()
     counted = [sum(len(m.samples) * m.width for m in log.step(step).microbatches) for step in range(log.num_steps)]
     assert padded_tokens(log).tolist() == counted
+
+
+def test_memory_is_measured_where_most_tokens_or_pairs_of_them_pass_at_once(run: TinyRun) -> None:
+    log = run.open()
+    shapes = [[(len(m.samples), m.width) for m in log.step(step).microbatches] for step in range(log.num_steps)]
+    tokens = [max(rows * width for rows, width in step) for step in shapes]
+    pairs = [max(rows * width**2 for rows, width in step) for step in shapes]
+    found = largest_steps(log, range(log.num_steps), np.ones_like)
+    assert max(tokens[step] for step in found) == max(tokens)
+    assert max(pairs[step] for step in found) == max(pairs)
+    assert largest_steps(log, [4], np.ones_like) == [4]
+    assert largest_steps(log, [], np.ones_like) == []
+
+
+def test_a_step_that_is_cut_takes_less_than_a_smaller_one_that_is_not(run: TinyRun) -> None:
+    log = run.open()
+    tokens = [max(len(m.samples) * m.width for m in log.step(step).microbatches) for step in range(log.num_steps)]
+    largest = max(tokens)
+
+    def cut_the_largest(sizes: Sizes) -> Sizes:
+        return np.where(sizes == largest, 2, 1)
+
+    (*_, found) = largest_steps(log, range(log.num_steps), cut_the_largest)
+    assert tokens[found] == max(count for count in tokens if count < largest)
+
+
+@pytest.mark.parametrize("mode", [HessianMode.SECANT, HessianMode.GGN, HessianMode.DIAG])
+def test_the_papers_form_computes_few_gradients_by_themselves(mode: HessianMode, run: TinyRun) -> None:
+    """So memory is measured on those alone."""
+    log = run.open()
+    options = UnlearnOptions(forget=log.step(9).samples[0].digest.hex(), output=None, K=4, dry_run=True)
+    forget_set, windows = resolve_request(log, options)
+    steps = {}
+    for propagation in Propagation if mode is not HessianMode.SECANT else [Propagation.OPTIMIZER]:
+        counts = count_sweep(
+            log, forget_set, windows, mode, DEFAULT_RANK, NOTHING,
+            propagation=propagation, oracle_sample=0.0, is_end_fixed=True,
+        )  # fmt: skip
+        steps[propagation] = counts.gradient_steps
+    lead_in = {step for window in windows for step in range(window.start, window.first)}
+    carried = {step for window in windows for step in range(window.first, window.end)}
+    assert steps[Propagation.OPTIMIZER] >= lead_in | {window.first for window in windows}
+    if mode is not HessianMode.GGN:
+        assert steps[Propagation.OPTIMIZER] == lead_in | carried
+    if mode is not HessianMode.SECANT:
+        assert steps[Propagation.PAPER] & lead_in == set()
+        assert set(forget_set.steps) <= steps[Propagation.PAPER] <= carried
