@@ -4,9 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from lmcleaner.curvature.constants import add, multiply
+from lmcleaner.curvature.constants import add, has_slope, multiply
 from lmcleaner.curvature.softmax import masked_softmax
 
 
@@ -43,16 +42,11 @@ def attention(
     wide = scores.float() if scores.element_size() < 4 else scores
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
-    if attn_mask is not None and _is_derived(attn_mask):
+    if attn_mask is not None and (attn_mask.requires_grad or has_slope(attn_mask)):  # a learned bias of positions
         wide, attn_mask = add(wide, attn_mask), None
     mask = None if attn_mask is None else _to_add(attn_mask, wide.dtype)
     weights = masked_softmax(wide, mask).to(value.dtype)
     return torch.dropout(weights, dropout_p, True) @ value if dropout_p else weights @ value
-
-
-def _is_derived(mask: Tensor) -> bool:
-    """Whether a mask depends on what is derived for, as a learned bias of positions does."""
-    return mask.requires_grad or forward_ad.unpack_dual(mask).tangent is not None
 
 
 def _to_add(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -85,5 +79,4 @@ class _Products(torch.autograd.Function):
     def jvp(ctx: Any, *vectors: Tensor) -> Tensor:
         """[q̇ q]·[k k̇]ᵀ; torch gives zeros for one that doesn't change."""
         query, key = ctx.saved_tensors
-        of_query, of_key = vectors
-        return torch.cat([of_query, query], -1) @ torch.cat([key, of_key], -1).transpose(-2, -1)
+        return torch.cat([vectors[0], query], -1) @ torch.cat([key, vectors[1]], -1).transpose(-2, -1)

@@ -26,9 +26,14 @@ def add(left: Any, right: Any, **options: Any) -> Tensor:
     return total
 
 
+def has_slope(operand: Any) -> bool:
+    """Whether an operand is a tensor with a forward derivative."""
+    return isinstance(operand, Tensor) and forward_ad.unpack_dual(operand).tangent is not None
+
+
 def _derived_and_constant(left: Any, right: Any) -> tuple[Tensor, Tensor] | None:
     """The operand with a forward derivative and that without any, or None where they aren't one each."""
-    is_derived = [_is_derived(operand) for operand in (left, right)]
+    is_derived = [has_slope(operand) for operand in (left, right)]
     if all(is_derived) or not any(is_derived):
         return None
     derived, constant = (left, right) if is_derived[0] else (right, left)
@@ -36,10 +41,6 @@ def _derived_and_constant(left: Any, right: Any) -> tuple[Tensor, Tensor] | None
         return None if constant.requires_grad else (derived, constant)
     is_plain = isinstance(constant, int | float) and derived.dim() > 0  # of which a number doesn't change the dtype
     return (derived, torch.tensor(constant, dtype=torch.float64)) if is_plain else None
-
-
-def _is_derived(operand: Any) -> bool:
-    return isinstance(operand, Tensor) and forward_ad.unpack_dual(operand).tangent is not None
 
 
 class _Scale(torch.autograd.Function):
