@@ -281,13 +281,13 @@ def _passing_bytes(log: TrainingLog, mode: HessianMode, rank: int, found: Record
 
 
 def _ahead_bytes(log: TrainingLog) -> int:
-    """The updates of short vectors that are read ahead of their step: those in line, and the one that is applied."""
+    """The updates of short vectors that are read ahead: those in line, the applied one, and one still packed."""
     spans = num_spans(log.manifest.num_elements)
     if UPDATES not in log.tree.stacks or not is_read_ahead(spans):
         return 0
     columns = CODECS[log.manifest.updates].columns(log.manifest.model.dtype)
     row = sum(column.dtype.itemsize / column.elements for column in columns) * log.manifest.num_elements
-    return int((AHEAD + 1) * row / spans)
+    return int((AHEAD + 2) * row / spans)
 
 
 def _summed_bytes(log: TrainingLog, window: Window, *, reads_rows: bool) -> int:
