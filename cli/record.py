@@ -4,7 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -118,7 +118,7 @@ def record(
     check_inputs(log, options)
     from lmcleaner.recording.training import record as run
 
-    with Reporter(quiet=quiet or as_json) as reporter:
+    with Reporter(quiet=quiet or as_json) as reporter, _telling_what_is_kept(log):
         result = run(log, options, reporter)
     if as_json:
         print_json(asdict(result))
@@ -153,7 +153,7 @@ def _record_script(context: typer.Context, log: str, script: list[str], *, quiet
     if context.params["resume"]:
         open_unfinished(log)  # before the script does anything
     options = WatchOptions(**{_OF_SCRIPTS[name]: value for name, value in chosen.items()})
-    with _stdout_as_stderr() if as_json else nullcontext():
+    with _stdout_as_stderr() if as_json else nullcontext(), _telling_what_is_kept(log):
         code = _exit_code(log, script, options, _words_of(chosen))
     if os.environ.get("RANK", "0") != "0":  # as launchers number processes; the first one writes the log
         raise typer.Exit(code)
@@ -177,6 +177,20 @@ def _record_script(context: typer.Context, log: str, script: list[str], *, quiet
         reporter.say(f"recorded {counted(written.num_steps, 'step')} in {log}{state}")
     if code:
         raise typer.Exit(code)
+
+
+@contextmanager
+def _telling_what_is_kept(log: str) -> Iterator[None]:
+    """Says on an interruption what a log holds by then, if it can be gone on with."""
+    from lmcleaner.recording.unfinished import open_unfinished
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        with suppress(LmcleanerError):
+            steps = counted(open_unfinished(log).num_steps, "step")
+            sys.stderr.write(f"{log} holds {steps}; go on from there with --resume\n")
+        raise
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
 # Objects are read in pieces or are small; a whole object beyond this is an attempt to exhaust the memory.
 OBJECT_BYTES = 1 << 30
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")  # safetensors' only word of the system's error
 
 
 @runtime_checkable
@@ -189,8 +194,16 @@ def storage_errors(place: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}:
+        if error.errno not in {*_NO_ROOM, *_FORBIDDEN}:
             raise
-        raise ResourceError(
-            f"can't write: {place}: {error.strerror}", hint="free some space or choose another folder"
-        ) from error
+        raise _not_writable(place, error.errno) from error
+    except Exception as error:
+        found = _RUST_ERROR.search(str(error)) if type(error).__name__ == "SafetensorError" else None
+        if found is None or int(found[1]) not in {*_NO_ROOM, *_FORBIDDEN}:
+            raise
+        raise _not_writable(place, int(found[1])) from error
+
+
+def _not_writable(place: Path | str, code: int) -> ResourceError:
+    hint = "free some space or choose another folder" if code in _NO_ROOM else "choose another folder"
+    return ResourceError(f"can't write: {place}: {os.strerror(code)}", hint=hint)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lmcleaner.formats.errors import ExistsError
+from lmcleaner.formats.errors import ExistsError, ResourceError
 from lmcleaner.formats.store import storage_errors
 
 
@@ -23,6 +23,29 @@ def check_free(path: Path, option: str = "--output") -> None:
     """
     if path.exists() or path.is_symlink():
         raise ExistsError(f"the output exists already: {path}", hint=f"choose another {option}; nothing is overwritten")
+
+
+def check_room(path: Path, num_bytes: int) -> None:
+    """Makes sure, before anything is computed, that an output can be written.
+
+    Args:
+        path: where it shall be; what is missing above it will be made.
+        num_bytes: what it takes at least.
+
+    Raises:
+        ResourceError: nothing can be made there, or there is less room.
+    """
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise ResourceError(f"can't write: {path}: not a folder: {above}", hint="choose another folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ResourceError(f"can't write: {path}: {above} is not writable", hint="choose another folder")
+    free = shutil.disk_usage(above).free
+    if free < num_bytes:
+        raise ResourceError(
+            f"no room for the output: {path}: expected {num_bytes / 1e6:.1f} MB, found {free / 1e6:.1f} MB free",
+            hint="free some space or choose another folder",
+        )
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from lmcleaner.curvature.attention import attention
 from lmcleaner.curvature.constants import add, multiply
 from lmcleaner.curvature.softmax import log_softmax, logsumexp, softmax
+from lmcleaner.formats.errors import UsageError
 
 
 @contextmanager
@@ -28,6 +29,9 @@ def twice_differentiable(module: nn.Module) -> Iterator[None]:
 
     Yields:
         Nothing.
+
+    Raises:
+        UsageError: the model has a function of its own without such derivatives.
     """
     before = getattr(getattr(module, "config", None), "_attn_implementation", None)
     choose = getattr(module, "set_attn_implementation", None) if before not in {None, "sdpa"} else None
@@ -36,6 +40,13 @@ def twice_differentiable(module: nn.Module) -> Iterator[None]:
             choose("eager")
         with sdpa_kernel(SDPBackend.MATH), _Kernels():
             yield
+    except (NotImplementedError, RuntimeError) as error:
+        if not isinstance(error, NotImplementedError) and "derivative for" not in str(error):
+            raise
+        raise UsageError(
+            f"the model computes with something that can't be differentiated twice: {type(module).__name__}: {error}",
+            hint="use --hessian-mode secant, which takes plain gradients alone",
+        ) from error
     finally:
         if choose is not None:
             choose(before)

@@ -18,7 +18,7 @@ from lmcleaner.curvature.estimates import check_rank, estimate_diagonal, estimat
 from lmcleaner.curvature.linearized import OPERATORS, add_product
 from lmcleaner.curvature.source import Batch, Source, check_like, logged_source, model_source
 from lmcleaner.formats.digests import find_digests
-from lmcleaner.formats.errors import UsageError
+from lmcleaner.formats.errors import DivergedError, UsageError
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.store import Store
 from lmcleaner.training.numerics import restored_numerics
@@ -151,7 +151,8 @@ class Curvature:
             Of the vector's own shape, without a graph.
 
         Raises:
-            UsageError: another shape, dtype or device.
+            UsageError: another shape, dtype or device, or a model without such derivatives.
+            DivergedError: the product is not finite.
         """
         if not isinstance(vector, Tensor):
             check_like(vector, self._source.parameters)
@@ -213,6 +214,11 @@ class Curvature:
                 add_product(total, replay, self._mode, inputs, rng, vector)
         for part, own in zip(total, vector, strict=True):
             part.mul_(self._source.scale).add_(own, alpha=self._damping)
+        if not all(bool(part.isfinite().all()) for part in total):
+            raise DivergedError(
+                "a product with the curvature: expected finite numbers, found others",
+                hint="look whether the vector, the parameters and the loss of each batch are finite",
+            )
         return total
 
     def _parts(self, vector: Tensor) -> list[Tensor]:

@@ -41,7 +41,7 @@ def load_model(source: str, dtype: torch.dtype, attention: str | None = None) ->
             source, dtype=dtype, attn_implementation=attention, trust_remote_code=False
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise _not_loadable(source, error) from error
+        raise _not_loadable("model", source, error) from error
 
 
 def load_tokenizer(source: str) -> Any:
@@ -59,10 +59,14 @@ def load_tokenizer(source: str) -> Any:
     from transformers import AutoTokenizer
 
     check_model(source)
+    if not holds_tokenizer(source):  # of which transformers makes one without words for some kinds of model
+        raise NotFoundError(
+            f"no tokenizer beside the model: {source}", hint="give the folder or hub name of a model with one: --model"
+        )
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise _not_loadable(source, error) from error
+        raise _not_loadable("tokenizer", source, error) from error
 
 
 def holds_tokenizer(source: str) -> bool:
@@ -158,6 +162,6 @@ def padding_token(tokenizer: Any) -> int:
     return int(chosen if chosen is not None else 0)
 
 
-def _not_loadable(source: str, error: Exception) -> NotFoundError:
-    reason = str(error).splitlines()[0]
-    return NotFoundError(f"can't load a model: {source}: {reason}", hint="give its folder or hub name with --model")
+def _not_loadable(what: str, source: str, error: Exception) -> NotFoundError:
+    reason = " ".join(str(error).split())
+    return NotFoundError(f"can't load a {what}: {source}: {reason}", hint="give its folder or hub name with --model")

@@ -90,7 +90,8 @@ def choose_mode(
         progress.say(f"auto: {mode} has {found}, expected at most {options.tolerance:g}")
         if error is not None and error <= options.tolerance:
             return chosen, tuple(trials)
-    progress.say(f"auto: takes {options.hessian_mode}, since no cheaper mode will do")
+    reason = "no cheaper mode will do" if trials else "none costs less here"
+    progress.say(f"auto: takes {options.hessian_mode}, since {reason}")
     return options, tuple(trials)
 
 

@@ -136,7 +136,8 @@ def encode_rows(log: TrainingLog, source: RowSource, tokenizer: Any) -> list[Sam
     encoding = log.manifest.data.get("encoding")
     if encoding is None:
         raise InsufficientLogError(
-            f"the log doesn't say how rows became samples: {log.location}", hint="name the samples by their digests"
+            f"the log doesn't say how rows became samples, as that of a script of one's own: {log.location}",
+            hint="name the samples by their digests, which `lmcleaner inspect LOG --find TEXT` tells",
         )
     expected, found = log.manifest.tokenizer.get("sha256"), tokenizer_digest(tokenizer)
     if expected != found:

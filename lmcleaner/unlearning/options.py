@@ -118,10 +118,14 @@ class UnlearnOptions:
         for name, kind in _CHOICES.items():
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, choose(kind, getattr(self, name), name.replace("_", "-")))
+        if self.output is not None:
+            object.__setattr__(self, "output", Path(self.output))  # whatever names it
         if not self.requests:
             raise UsageError("--forget is missing: expected at least one request")
         if self.K not in {None, "auto"} and not (isinstance(self.K, int) and self.K >= 0):
-            raise UsageError(f"--K: expected 0 or more, 'all' or 'auto', found {self.K}")
+            raise UsageError(
+                f"--K: expected 0 or more steps, 'auto', or 'all', which is None in Python, found {self.K!r}"
+            )
         if not 0 < self.settle_tolerance < float("inf"):
             raise UsageError(f"--settle-tolerance: expected above 0, found {self.settle_tolerance}")
         if not 0 <= self.damping < float("inf"):

@@ -17,12 +17,13 @@ from lmcleaner.audit.requests import request_documents
 from lmcleaner.choices import DEFAULT_RANK, HessianMode
 from lmcleaner.curvature.estimates import check_rank
 from lmcleaner.formats.audit_document import AUDIT_FILE, Document, encode_audit, write_audit
+from lmcleaner.formats.bits import BIT_DTYPES
 from lmcleaner.formats.canonical import sha256_hex
 from lmcleaner.formats.errors import InsufficientLogError
 from lmcleaner.formats.ledger import Ledger, read_ledger
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.store import Store
-from lmcleaner.output import atomic_folder, check_free
+from lmcleaner.output import atomic_folder, check_free, check_room
 from lmcleaner.progress import Progress, Silent
 from lmcleaner.training.losses import balances_experts, check_curvature
 from lmcleaner.training.memory import PeakMemory
@@ -99,6 +100,7 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
         MismatchError: the base model is not the log's, the log can't be redacted on this machine, or it was changed
             while the requests ran: then the output is there, but not in the log's ledger.
         DivergedError: the deviation is not finite or grows without bound; nothing is written.
+        ResourceError: the output can't be written; what can be known of that is found before anything is computed.
         DamagedError: a part of the log that is needed can't be trusted.
     """
     progress = progress or Silent()
@@ -111,6 +113,7 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
             check_curvature(log.manifest)
         if options.output is not None:
             check_free(options.output)
+            check_room(options.output, log.manifest.num_elements * BIT_DTYPES[log.manifest.model.dtype].itemsize)
         memory = PeakMemory(replay_device(log.manifest, options.device))
         replay = open_replay(log.manifest, options.model, options.device, offload=options.offload)
         if forget_set.masked and balances_experts(replay.module, log.manifest):

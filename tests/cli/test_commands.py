@@ -344,6 +344,9 @@ ERRORS: dict[str, tuple[list[str], int, str]] = {
     "K below zero": (
         ["unlearn", "{log}", "--forget", "forget", "--output", "{tmp}/o", "--K", "-1"], 2, "--K: expected 0",
     ),
+    "an output in a file": (
+        ["unlearn", "{log}", "--forget", "forget", "--output", "{data}/o"], 30, "can't write: .*: not a folder: .*",
+    ),
     "an output that exists": (["unlearn", "{log}", "--forget", "forget", "--output", "{tmp}"], 11, "exists already"),
     "a step outside the log": (["inspect", "{log}", "--step", "10"], 10, "expected 0 to 9, found 10"),
     "a step outside the log in a request": (
@@ -450,7 +453,8 @@ def test_ctrl_c_leaves_nothing_half_written(wait: str, base_model: Path, tmp_pat
     epochs = "5000" if wait == "recording" else "10"
     record = ["record", str(log), *options, "--output", str(tmp_path / "trained"), "--epochs", epochs]
     if wait == "recording":
-        _interrupt(record, lambda: _committed_steps(log) >= 40)
+        said = _interrupt(record, lambda: _committed_steps(log) >= 40)
+        assert f"{log} holds {_committed_steps(log)} steps; go on from there with --resume\n" in said
         assert not (tmp_path / "trained").exists()
         assert not (log / "lock.json").exists()
         assert _run("inspect", log, "--verify").exit_code == 0
@@ -469,8 +473,8 @@ def _let_ctrl_c_through() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _interrupt(arguments: list[str], ready: Any) -> None:
-    """Starts the command, waits for its plan and until `ready`, presses ctrl-C, expects exit code 130."""
+def _interrupt(arguments: list[str], ready: Any) -> str:
+    """Starts the command, waits for its plan and `ready`, presses ctrl-C, expects exit code 130; what it said then."""
     program = [sys.executable, "-c", "from lmcleaner.cli.main import main; main()", *arguments]
     process = subprocess.Popen(
         program, stderr=subprocess.PIPE, text=True, env=dict(os.environ), preexec_fn=_let_ctrl_c_through
@@ -484,3 +488,4 @@ def _interrupt(arguments: list[str], ready: Any) -> None:
     _, rest = process.communicate(timeout=60)
     assert process.returncode == 130, first_line + rest
     assert "interrupted" in rest
+    return rest

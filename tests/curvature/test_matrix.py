@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lmcleaner import Curvature, HessianMode, NotFoundError, UsageError
+from lmcleaner import Curvature, DivergedError, HessianMode, NotFoundError, UsageError
 from lmcleaner.curvature import estimates
 from lmcleaner.curvature.linearized import OPERATORS, curvature_product
 from lmcleaner.formats.samples import IGNORED_LABEL
@@ -239,6 +239,44 @@ def test_a_model_that_draws_random_numbers_is_refused_before_and_after() -> None
     finally:
         model.eval()
     assert caught.value.hint == "call model.eval() before"
+
+
+def test_a_product_that_is_not_finite_is_an_error() -> None:
+    curvature, model = operator("GGN"), make_model()
+    weight = model.transformer.h[0].mlp.c_fc.weight
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight[0, 0] = torch.nan
+        try:
+            with pytest.raises(DivergedError, match="expected finite numbers"):
+                curvature @ vector_of(curvature)
+        finally:
+            weight.copy_(before)
+
+
+class Doubled(torch.autograd.Function):
+    """A function without a forward derivative, as some models bring."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, *vectors: Tensor) -> Tensor:
+        return 2 * vectors[0]
+
+
+@every_mode
+def test_a_function_that_cant_be_differentiated_twice_is_an_error(mode: str) -> None:
+    curvature, norm = operator(mode), make_model().transformer.ln_f
+    hook = norm.register_forward_hook(lambda *call: Doubled.apply(call[-1]))  # type: ignore[no-untyped-call]
+    try:
+        with pytest.raises(UsageError, match="GPT2LMHeadModel: You must implement the jvp function") as caught:
+            curvature @ vector_of(curvature)
+    finally:
+        hook.remove()
+    assert caught.value.hint is not None
+    assert "secant" in caught.value.hint
 
 
 def test_the_diagonal_is_found_within_hutchinsons_error() -> None:

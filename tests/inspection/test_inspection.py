@@ -1,5 +1,6 @@
 """What `inspect` finds in a log."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,16 @@ def test_a_sample_is_found_by_its_text_with_all_its_uses(adamw_run: TinyRun) -> 
     for use in matches[0].occurrences:
         sample = log.step(use.step).microbatches[use.microbatch].samples[use.row]
         assert sample.digest.hex() == matches[0].digest
+
+
+def test_no_text_is_looked_for_without_the_words(adamw_run: TinyRun, tmp_path: Path) -> None:
+    """For some kinds of model transformers makes a tokenizer of no word where there are no files of one."""
+    bare = shutil.copytree(adamw_run.base, tmp_path / "bare", ignore=shutil.ignore_patterns("*token*", "vocab*"))
+    with pytest.raises(NotFoundError, match=r"no tokenizer beside the model: .*bare$"):
+        load_tokenizer(str(bare))
+    (bare / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(NotFoundError, match="can't load a tokenizer"):
+        load_tokenizer(str(bare))
 
 
 def test_uses_are_numbered_within_accumulated_steps(base_model: Path, tmp_path: Path) -> None:

@@ -52,9 +52,10 @@ def test_secant_is_taken_where_no_cheaper_mode_will_do(rich_run: TinyRun, tmp_pa
 
 
 def test_nothing_is_tried_where_nothing_is_cheaper(adamw_run: TinyRun, tmp_path: Path) -> None:
-    document, _ = _unlearned(adamw_run, tmp_path / "out", tolerance=100.0)
+    document, said = _unlearned(adamw_run, tmp_path / "out", tolerance=100.0)
     assert document["config"]["hessian_mode"] == "secant"
     assert document["result"]["tried"] == []
+    assert "auto: takes secant, since none costs less here" in said.lines
 
 
 def test_a_dry_run_says_what_would_be_tried_and_tries_nothing(rich_run: TinyRun) -> None:

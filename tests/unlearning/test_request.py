@@ -129,7 +129,7 @@ def test_another_tokenizer_is_refused(adamw_run: TinyRun, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"K": -1}, "--K: expected 0 or more"),
+        ({"K": -1}, "--K: expected 0 or more steps"),
         ({"damping": -1.0}, "--damping: expected at least 0"),
         ({"output": None}, "--output is missing"),
         ({"level": "word"}, "--level: expected one of"),
