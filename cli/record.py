@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,10 +15,15 @@ from lmcleaner.choices import Codec, CurvatureKind, ModelDtype, OptimizerName, S
 from lmcleaner.cli.console import Reporter, human_bytes, print_json, print_text
 from lmcleaner.cli.shared import DEFAULT_LOG, AsJson, Config, Log, Quiet, default_of, script_of
 from lmcleaner.formats.errors import LmcleanerError, NotFoundError, UsageError
+from lmcleaner.formats.ledger import read_ledger
+from lmcleaner.formats.places import check_place
 from lmcleaner.formats.wording import counted
 from lmcleaner.recording.launcher import is_launcher, launch
 from lmcleaner.recording.options import RecordOptions, WatchOptions
 from lmcleaner.recording.script import check_script, record_script
+
+if TYPE_CHECKING:
+    from lmcleaner.formats.reader import TrainingLog
 
 # Options that a script can be recorded with -> what they set.
 _OF_SCRIPTS = {
@@ -150,12 +155,14 @@ def _record_script(context: typer.Context, log: str, script: list[str], *, quiet
     chosen = {name: context.params[name] for name in sorted(given & set(_OF_SCRIPTS))}
     if not is_launcher(script):
         check_script(script)
-    if context.params["resume"]:
-        open_unfinished(log)  # before the script does anything
+    if context.params["resume"]:  # before the script does anything
+        _tell_of_requests(open_unfinished(log), quiet=quiet)
+    elif _is_first_process():
+        check_place(log, chosen.get("overwrite", False))
     options = WatchOptions(**{_OF_SCRIPTS[name]: value for name, value in chosen.items()})
     with _stdout_as_stderr() if as_json else nullcontext(), _telling_what_is_kept(log):
         code = _exit_code(log, script, options, _words_of(chosen))
-    if os.environ.get("RANK", "0") != "0":  # as launchers number processes; the first one writes the log
+    if not _is_first_process():
         raise typer.Exit(code)
     try:
         written = TrainingLog(log)
@@ -177,6 +184,21 @@ def _record_script(context: typer.Context, log: str, script: list[str], *, quiet
         reporter.say(f"recorded {counted(written.num_steps, 'step')} in {log}{state}")
     if code:
         raise typer.Exit(code)
+
+
+def _is_first_process() -> bool:
+    """As launchers number them; the first one writes the log."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _tell_of_requests(log: "TrainingLog", *, quiet: bool) -> None:
+    """Says before a run goes on that it does so with rows that it was asked to forget."""
+    served = sum(len(entry.requests) for entry in read_ledger(log).pending)
+    if served and not quiet and _is_first_process():
+        sys.stderr.write(
+            f"the log's ledger holds {counted(served, 'request')}: the run goes on with all rows, so that its model "
+            "must be unlearned anew; the next `lmcleaner unlearn` leaves out what these name, too\n"
+        )
 
 
 @contextmanager
@@ -247,10 +269,12 @@ def _resumed(context: typer.Context, log: str, chosen: dict[str, Any]) -> Record
     if "output" not in given:
         raise UsageError("missing: --output: expected a folder for the final model")
     from lmcleaner.output import check_free
-    from lmcleaner.recording.unfinished import resumed_options
+    from lmcleaner.recording.unfinished import open_committed, resumed_options
 
     check_free(given["output"])
-    return resumed_options(log, **given)
+    options = resumed_options(log, **given)
+    _tell_of_requests(open_committed(log), quiet=context.params["quiet"])
+    return options
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

@@ -38,6 +38,7 @@ ERRORS: dict[str, tuple[str, int, str]] = {
         "no such model: my-bas: no such folder, nor is it in the hub's cache",
     ),
     "an output to resume that exists": ("record {log} --resume --output {made}", 11, "the output exists already"),
+    "a log that a script's run would overwrite": ("record {log} -- {script}", 11, "the log exists already"),
     "no output": ("record {tmp}/l --model m --data d", 2, "missing: --output"),
     "no script": ("record {tmp}/l --", 2, "no script"),
     "a script that isn't there": ("record {tmp}/l -- nowhere.py", 10, "no such script: nowhere.py"),

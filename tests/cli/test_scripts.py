@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lmcleaner import HessianMode, UnlearnOptions, unlearn
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.inspection.verify import verify
 
@@ -94,8 +95,12 @@ def test_a_script_that_fails_fails_as_it_would_and_can_be_resumed(base_model: Pa
         assert said in done.stderr
         assert "a bug in lmcleaner" not in done.stderr
         assert (TrainingLog(log).num_steps, TrainingLog(log).commit.finished) == (3, False)
+    unlearn(
+        folder / "fail", UnlearnOptions(forget="steps:1", output=folder / "without", hessian_mode=HessianMode.SECANT)
+    )
     done = run(folder, *MAIN, "record", "fail", "--resume", "--", "code/train.py", base_model, folder / "out")
     assert done.returncode == 0, done.stderr
+    assert "the log's ledger holds 1 request: the run goes on with all rows" in done.stderr
     resumed = TrainingLog(folder / "fail")
     assert (resumed.num_steps, resumed.commit.finished) == (5, True)
     assert resumed.commit.self_check is not None
