@@ -5,6 +5,7 @@ again. Each recorded run is worked through in a process of its own.
 """
 
 import copy
+import gc
 import json
 import os
 import platform
@@ -197,6 +198,7 @@ def _peak(log: TrainingLog, cell: Cell) -> tuple[int, int]:
     """Bytes that a sweep takes over what is there before, and that its plan foresees."""
     with tempfile.TemporaryDirectory() as scratch:
         options = replace(_options(log, cell, Path(scratch) / "out"), oracle_sample=0.0)
+        gc.collect()  # what the sweep before left would make room for this one
         before = reset_peak()
         document = unlearn(log.location, options).document
         peak = peak_bytes() - before
