@@ -105,7 +105,7 @@ def make_plan(
     passing = _passing_bytes(log, mode, rank, found, costs.activation_bytes or 0)
     passing += _summed_bytes(log, windows[0], reads_rows=counts.reads_rows)
     if replay is None or replay.device.type == "cpu":
-        passing += _ahead_bytes(log)
+        passing += _ahead_bytes(log, reads_gradients=counts.stored > 0)
     reads = [_reads(log, window, mode, propagation, is_end_fixed=is_end_fixed) for window in windows]
     loaded = _segments_reached(log, windows, found)
     return Plan(
@@ -280,14 +280,17 @@ def _passing_bytes(log: TrainingLog, mode: HessianMode, rank: int, found: Record
     return max(with_rows * vector, max(without_rows, entering) * vector - activations)
 
 
-def _ahead_bytes(log: TrainingLog) -> int:
-    """The updates of short vectors that are read ahead: those in line, the applied one, and one still packed."""
+def _ahead_bytes(log: TrainingLog, *, reads_gradients: bool) -> int:
+    """What is read ahead of short vectors: the next gradient, the updates in line, and the one that is applied."""
     spans = num_spans(log.manifest.num_elements)
-    if UPDATES not in log.tree.stacks or not is_read_ahead(spans):
+    if not is_read_ahead(spans):
         return 0
+    gradient = _vector_bytes(log) if reads_gradients else 0
+    if UPDATES not in log.tree.stacks:
+        return gradient
     columns = CODECS[log.manifest.updates].columns(log.manifest.model.dtype)
     row = sum(column.dtype.itemsize / column.elements for column in columns) * log.manifest.num_elements
-    return int((AHEAD + 2) * row / spans)
+    return gradient + int((AHEAD + 1) * row / spans)
 
 
 def _summed_bytes(log: TrainingLog, window: Window, *, reads_rows: bool) -> int:
