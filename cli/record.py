@@ -158,7 +158,7 @@ def _record_script(context: typer.Context, log: str, script: list[str], *, quiet
     if context.params["resume"]:  # before the script does anything
         _tell_of_requests(open_unfinished(log), quiet=quiet)
     elif _is_first_process():
-        check_place(log, chosen.get("overwrite", False))
+        check_place(log, context.params["overwrite"])
     options = WatchOptions(**{_OF_SCRIPTS[name]: value for name, value in chosen.items()})
     with _stdout_as_stderr() if as_json else nullcontext(), _telling_what_is_kept(log):
         code = _exit_code(log, script, options, _words_of(chosen))

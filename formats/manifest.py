@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Literal, Self, TypeVar
 
+from lmcleaner.formats.bits import BIT_DTYPES
 from lmcleaner.formats.canonical import json_digest
 from lmcleaner.formats.documents import Json, problem_of
 from lmcleaner.formats.errors import DamagedError, VersionError
@@ -202,6 +203,11 @@ class Manifest:
     def num_elements(self) -> int:
         """Length of a parameter vector."""
         return sum(entry.num_elements for entry in self.parameters)
+
+    @property
+    def vector_bytes(self) -> int:
+        """What a parameter vector takes."""
+        return self.num_elements * BIT_DTYPES[self.model.dtype].itemsize
 
     @property
     def digest(self) -> str:

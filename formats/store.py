@@ -193,17 +193,17 @@ def storage_errors(place: Path | str) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in {*_NO_ROOM, *_FORBIDDEN}:
-            raise
-        raise _not_writable(place, error.errno) from error
     except Exception as error:
-        found = _RUST_ERROR.search(str(error)) if type(error).__name__ == "SafetensorError" else None
-        if found is None or int(found[1]) not in {*_NO_ROOM, *_FORBIDDEN}:
+        code = _system_code(error)
+        if code is None or code not in {*_NO_ROOM, *_FORBIDDEN}:
             raise
-        raise _not_writable(place, int(found[1])) from error
+        hint = "free some space or choose another folder" if code in _NO_ROOM else "choose another folder"
+        raise ResourceError(f"can't write: {place}: {os.strerror(code)}", hint=hint) from error
 
 
-def _not_writable(place: Path | str, code: int) -> ResourceError:
-    hint = "free some space or choose another folder" if code in _NO_ROOM else "choose another folder"
-    return ResourceError(f"can't write: {place}: {os.strerror(code)}", hint=hint)
+def _system_code(error: Exception) -> int | None:
+    """The number of the system's error behind one of Python's or of safetensors'."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = _RUST_ERROR.search(str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(found[1]) if found is not None else None

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from lmcleaner.choices import DEFAULT_RANK, WRITTEN, HessianMode, Propagation
 from lmcleaner.curvature.linearized import OPERATORS
 from lmcleaner.curvature.segments import ESTIMATED
-from lmcleaner.formats.bits import BIT_DTYPES
 from lmcleaner.formats.codecs import CODECS
 from lmcleaner.formats.layout import CURVATURE, GRADIENTS, UPDATES, num_spans
 from lmcleaner.formats.reader import TrainingLog
@@ -122,7 +121,7 @@ def make_plan(
         seconds=_seconds(costs, mode, counts, propagation, sum(map(len, reads)), len(windows), loaded),
         parameter_memory_bytes=passing + (_moved_bytes(log, is_replayed=is_replayed) if is_offloaded else kept),
         activation_bytes=costs.activation_bytes,
-        host_bytes=kept + _vector_bytes(log) if is_offloaded else 0,
+        host_bytes=kept + log.manifest.vector_bytes if is_offloaded else 0,
     )
 
 
@@ -276,7 +275,7 @@ def _passing_bytes(log: TrainingLog, mode: HessianMode, rank: int, found: Record
         entering = 3 + rank + max(entry.pairs for entry in log.commit.curvature.values()) if found.curvature else 0
     with_rows = 3 + int(mode is not HessianMode.SECANT) + estimate
     without_rows = with_rows + 2 if found.gradients else 0
-    vector = _vector_bytes(log)
+    vector = log.manifest.vector_bytes
     return max(with_rows * vector, max(without_rows, entering) * vector - activations)
 
 
@@ -285,7 +284,7 @@ def _ahead_bytes(log: TrainingLog, *, reads_gradients: bool) -> int:
     spans = num_spans(log.manifest.num_elements)
     if not is_read_ahead(spans):
         return 0
-    gradient = _vector_bytes(log) if reads_gradients else 0
+    gradient = log.manifest.vector_bytes if reads_gradients else 0
     if UPDATES not in log.tree.stacks:
         return gradient
     columns = CODECS[log.manifest.updates].columns(log.manifest.model.dtype)
@@ -295,7 +294,7 @@ def _ahead_bytes(log: TrainingLog, *, reads_gradients: bool) -> int:
 
 def _summed_bytes(log: TrainingLog, window: Window, *, reads_rows: bool) -> int:
     """What stands beside the gradient while those of several processes are added up; see `vectors_held`."""
-    return vectors_held(log.step(window.first)) * _vector_bytes(log) if reads_rows else 0
+    return vectors_held(log.step(window.first)) * log.manifest.vector_bytes if reads_rows else 0
 
 
 def _kept_bytes(log: TrainingLog, propagation: Propagation, *, is_replayed: bool, is_sampled: bool) -> int:
@@ -306,14 +305,10 @@ def _kept_bytes(log: TrainingLog, propagation: Propagation, *, is_replayed: bool
     """
     states = state_vectors(log.manifest.optimizer)
     own = states if propagation is Propagation.OPTIMIZER else 0
-    return int((own + (1 + states) * is_replayed + (2 + states) * is_sampled) * _vector_bytes(log))
+    return int((own + (1 + states) * is_replayed + (2 + states) * is_sampled) * log.manifest.vector_bytes)
 
 
 def _moved_bytes(log: TrainingLog, *, is_replayed: bool) -> int:
     """On the device of what is kept in host memory: a parameter with its state, and the θ that was replayed last."""
     share = max(entry.num_elements for entry in log.manifest.parameters) / log.manifest.num_elements
-    return int(((1 + state_vectors(log.manifest.optimizer)) * share + is_replayed) * _vector_bytes(log))
-
-
-def _vector_bytes(log: TrainingLog) -> int:
-    return log.manifest.num_elements * BIT_DTYPES[log.manifest.model.dtype].itemsize
+    return int(((1 + state_vectors(log.manifest.optimizer)) * share + is_replayed) * log.manifest.vector_bytes)

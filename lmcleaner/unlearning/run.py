@@ -17,7 +17,6 @@ from lmcleaner.audit.requests import request_documents
 from lmcleaner.choices import DEFAULT_RANK, HessianMode
 from lmcleaner.curvature.estimates import check_rank
 from lmcleaner.formats.audit_document import AUDIT_FILE, Document, encode_audit, write_audit
-from lmcleaner.formats.bits import BIT_DTYPES
 from lmcleaner.formats.canonical import sha256_hex
 from lmcleaner.formats.errors import InsufficientLogError
 from lmcleaner.formats.ledger import Ledger, read_ledger
@@ -113,7 +112,7 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
             check_curvature(log.manifest)
         if options.output is not None:
             check_free(options.output)
-            check_room(options.output, log.manifest.num_elements * BIT_DTYPES[log.manifest.model.dtype].itemsize)
+            check_room(options.output, log.manifest.vector_bytes)
         memory = PeakMemory(replay_device(log.manifest, options.device))
         replay = open_replay(log.manifest, options.model, options.device, offload=options.offload)
         if forget_set.masked and balances_experts(replay.module, log.manifest):

@@ -9,6 +9,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 
 from lmcleaner.curvature.kernels import twice_differentiable
+from lmcleaner.formats.errors import UsageError
 
 LABELS = torch.tensor([2, -100, 0, 4, -100])
 FACTORS = torch.linspace(-1, 2, 30, dtype=torch.float64).view(5, 6)
@@ -107,6 +108,17 @@ def test_the_gradient_of_the_slope_is_the_hessian_times_the_direction(function: 
         _, slope = forward_ad.unpack_dual(function(forward_ad.make_dual(x, direction)))
         (found,) = torch.autograd.grad(slope, x)
     assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_only_a_missing_derivative_is_the_models_fault() -> None:
+    """The kernel is torch's fused attention, called where nothing of ours can stand for it."""
+    x = torch.randn(1, 1, 2, 8, requires_grad=True)
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    (gradient,) = torch.autograd.grad(attend(x, x, x)[0].sum(), x, create_graph=True)
+    with pytest.raises(UsageError, match="Linear: derivative for aten::"), twice_differentiable(nn.Linear(1, 1)):
+        torch.autograd.grad(gradient.sum(), x)
+    with pytest.raises(RuntimeError, match="size of tensor"), twice_differentiable(nn.Linear(1, 1)):
+        _ = torch.ones(2) - torch.ones(3)
 
 
 def test_a_label_that_is_counted_nowhere_gives_no_loss() -> None:
