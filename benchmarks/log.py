@@ -120,7 +120,7 @@ def timed(work: Callable[..., Any], *arguments: Any) -> float:
 
 def show_overhead(console: Console, options: argparse.Namespace, folder: Path) -> None:
     """What recording adds to a training step's time and to the process's memory."""
-    shape, steps, threads = options.shape, options.steps or 100, options.threads
+    shape, steps, threads = options.shape, options.steps or 40, options.threads
     base = in_own_process(peak, folder / "plain", shape, "plain", threads, environment=PRECISE_MEMORY)
     columns = ("overhead", "middle half", "of processor seconds", "middle half", "extra memory in vectors")
     table = Table("updates", "plain, s a step", "recorded", *columns)
@@ -338,7 +338,7 @@ def read_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("parts", nargs="*", metavar="|".join(PARTS))  # `choices` would refuse none of them
     parser.add_argument("--shape", choices=list(SHAPES), default="25M")
     parser.add_argument("--updates", nargs="+", choices=CODECS, default=CODECS, help="of overhead")
-    parser.add_argument("--steps", type=int, help="default: overhead 100, write 10, read 200")
+    parser.add_argument("--steps", type=int, help="default: overhead 40, write 10, read 200")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args(words)
