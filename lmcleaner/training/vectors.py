@@ -18,7 +18,7 @@ _TORCH_DTYPES = {
     "float16": torch.float16,  # of weights that aren't trained, which no log holds
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in _TORCH_DTYPES.items()}
-_MAX_SPACED = 1 << 18  # elements of `evenly_spaced`; 1 MiB of float32, and norms within a few thousandths
+MAX_SPACED = 1 << 18  # elements of `evenly_spaced`; 1 MiB of float32, and norms within a few thousandths
 _INTEGER_VIEWS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float64: torch.int64}
 
 
@@ -152,5 +152,5 @@ def evenly_spaced(tensors: Sequence[Tensor]) -> Tensor:
     Returns:
         `[elements]`, of the tensors' dtype.
     """
-    spacing = -(-sum(tensor.numel() for tensor in tensors) // _MAX_SPACED)
+    spacing = -(-sum(tensor.numel() for tensor in tensors) // MAX_SPACED)
     return torch.cat([tensor.detach().reshape(-1)[::spacing] for tensor in tensors])

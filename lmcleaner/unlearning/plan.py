@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from lmcleaner.choices import DEFAULT_RANK, WRITTEN, HessianMode, Propagation
 from lmcleaner.curvature.linearized import OPERATORS
 from lmcleaner.curvature.segments import ESTIMATED
-from lmcleaner.formats.codecs import CODECS
+from lmcleaner.formats.codecs import CODECS, SPAN
 from lmcleaner.formats.layout import CURVATURE, GRADIENTS, UPDATES, num_spans
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.reconstruction import AHEAD, is_read_ahead
@@ -15,6 +15,7 @@ from lmcleaner.training.numerics import restored_numerics
 from lmcleaner.training.optimizers import state_vectors
 from lmcleaner.training.ranks import vectors_held
 from lmcleaner.training.replay import ReplayModel
+from lmcleaner.training.vectors import MAX_SPACED
 from lmcleaner.unlearning.costs import Costs, logged_costs, measure_costs
 from lmcleaner.unlearning.counting import Counts, count_sweep
 from lmcleaner.unlearning.recorded import Recorded, find_recorded, is_data_free
@@ -265,9 +266,10 @@ def _segments_reached(log: TrainingLog, windows: Sequence[Window], found: Record
 def _passing_bytes(log: TrainingLog, mode: HessianMode, rank: int, found: Recorded, activations: int) -> int:
     """What comes and goes with a step at the most, but for its activations.
 
-    θ, θ′ or v, and a gradient; δ, or θ - v, where a product needs it; an estimate, and what it is made from: 3·rank + 1
-    vectors for eigenpairs, which take another one for a product. A gradient from the log, with what it is decoded into,
-    and its step's product come instead of activations; so do recorded eigenpairs while they are copied.
+    θ, θ′ or v, a gradient, and what is kept of δ to see it settle; δ, or θ - v, where a product needs it; an estimate,
+    and what it is made from: 3·rank + 1 vectors for eigenpairs, which take another one for a product. A gradient from
+    the log, with what it is decoded into, and its step's product come instead of activations; so do recorded eigenpairs
+    while they are copied.
     """
     estimate, entering = int(mode in ESTIMATED), 0
     if mode is HessianMode.LOW_RANK:
@@ -276,20 +278,22 @@ def _passing_bytes(log: TrainingLog, mode: HessianMode, rank: int, found: Record
     with_rows = 3 + int(mode is not HessianMode.SECANT) + estimate
     without_rows = with_rows + 2 if found.gradients else 0
     vector = log.manifest.vector_bytes
-    return max(with_rows * vector, max(without_rows, entering) * vector - activations)
+    kept = vector * min(1, MAX_SPACED / log.manifest.num_elements)
+    return int(max(with_rows * vector, max(without_rows, entering) * vector - activations) + kept)
 
 
 def _ahead_bytes(log: TrainingLog, *, reads_gradients: bool) -> int:
-    """What is read ahead of short vectors: the next gradient, the updates in line, and the one that is applied."""
-    spans = num_spans(log.manifest.num_elements)
-    if not is_read_ahead(spans):
+    """What is read ahead of short vectors: the next gradient, with the span that it is decoded from, and updates.
+
+    Of the updates there are those in line, one that waits for room in the line, and one that is applied.
+    """
+    elements = log.manifest.num_elements
+    if not is_read_ahead(num_spans(elements)):
         return 0
-    gradient = log.manifest.vector_bytes if reads_gradients else 0
-    if UPDATES not in log.tree.stacks:
-        return gradient
-    columns = CODECS[log.manifest.updates].columns(log.manifest.model.dtype)
-    row = sum(column.dtype.itemsize / column.elements for column in columns) * log.manifest.num_elements
-    return gradient + int((AHEAD + 1) * row / spans)
+    gradient = log.manifest.vector_bytes * (1 + min(SPAN / elements, 1)) if reads_gradients else 0
+    columns = CODECS[log.manifest.updates].columns(log.manifest.model.dtype) if UPDATES in log.tree.stacks else ()
+    span = min(SPAN, elements) * sum(column.dtype.itemsize / column.elements for column in columns)
+    return int(gradient + (AHEAD + 2) * span)
 
 
 def _summed_bytes(log: TrainingLog, window: Window, *, reads_rows: bool) -> int:
