@@ -115,6 +115,8 @@ def check_like(tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
     Raises:
         UsageError: it isn't.
     """
+    if not isinstance(tensors, Sequence):  # an array, or a state dict
+        raise UsageError(f"expected a tensor, or one for each parameter, found a {type(tensors).__name__}")
     if len(tensors) != len(parameters):
         raise UsageError(f"expected {len(parameters)} tensors, one for each parameter, found {len(tensors)}")
     for number, (tensor, parameter) in enumerate(zip(tensors, parameters, strict=True)):
@@ -122,7 +124,9 @@ def check_like(tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
             raise UsageError(f"tensor {number}: expected {_kind(parameter)}, found {_kind(tensor)}")
 
 
-def _kind(tensor: Tensor) -> str:
+def _kind(tensor: object) -> str:
+    if not isinstance(tensor, Tensor):
+        return f"a {type(tensor).__name__}"
     return f"{list(tensor.shape)} {tensor.dtype} on {tensor.device}"
 
 

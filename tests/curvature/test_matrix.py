@@ -5,8 +5,9 @@ from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -308,6 +309,9 @@ def test_the_largest_eigenpairs_are_the_dense_ones(mode: str) -> None:
         (lambda: operator("GGN") @ torch.ones(3, dtype=torch.float64), "expected .* with columns, found .3"),
         (lambda: operator("GGN") @ torch.ones(operator("GGN").shape[0]), "float64 on cpu, found .* torch.float32"),
         (lambda: operator("GGN") @ list(make_model().parameters())[1:], "tensors, one for each parameter, found"),
+        (lambda: operator("GGN") @ make_model().state_dict(), "one for each parameter, found a OrderedDict"),
+        (lambda: operator("GGN") @ cast("Tensor", np.ones(3)), "one for each parameter, found a ndarray"),
+        (lambda: operator("GGN") @ cast("list[Tensor]", [*range(16)]), "expected .* torch.float64 on cpu, found a int"),
         (lambda: operator("GGN").diagonal(0), "probes: expected at least 1"),
         (lambda: operator("GGN").top_eigenpairs(0), "rank: expected 1 to"),
         (lambda: operator("GGN").top_eigenpairs(100_000), "rank: expected 1 to"),
