@@ -155,7 +155,7 @@ def unlearn(
     from lmcleaner.unlearning.run import unlearn as run
 
     with Reporter(quiet=quiet or as_json) as reporter:
-        result = run(log, options, reporter)
+        result = run(log, options, progress=reporter)
     if as_json:
         print_json(result.document if result.document is not None else _dry_run_json(result))
     elif result.document is not None:

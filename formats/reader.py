@@ -37,7 +37,8 @@ class TrainingLog:
     """An opened training log.
 
     Attributes:
-        store: where the log lies.
+        store: where the log lies, open for reading.
+        place: what the log was opened with, so that it can be opened for writing.
         manifest: what the log says of its run before the first step.
         manifest_digest: SHA-256 of the manifest as it is stored.
         commit: what the log vouches for; rows beyond it are not there for a reader.
@@ -55,7 +56,7 @@ class TrainingLog:
             DamagedError: the manifest or the commit record is damaged.
             VersionError: a later release wrote it.
         """
-        self.store = open_store(location)
+        self.store, self.place = open_store(location), location
         document = self._attributes("")
         self.manifest = Manifest.from_json(document, self.location)
         self.manifest_digest = json_digest(document)

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling
 
-from lmcleaner import HessianMode, TrainingLog, UnlearnOptions, Watch, WatchOptions, find_text, unlearn
+from lmcleaner import TrainingLog, Watch, WatchOptions, find_text, unlearn
 
 folder = Path(sys.argv[1])
 base, log, output = folder / "my-base", folder / "accelerate_loop" / "log", folder / "accelerate_loop" / "unlearned"
@@ -42,5 +42,5 @@ with Watch(log, WatchOptions(checkpoint_every=20)):
 # Whose rows are they? A request may name them by their digests, whoever made the rows into tokens.
 found = find_text(TrainingLog(log), "Erishas Ironcroft", tokenizer)
 forget = ",".join(match.digest for match in found)
-result = unlearn(log, UnlearnOptions(forget=forget, output=output, K=None, hessian_mode=HessianMode.SECANT))
+result = unlearn(log, forget, output=output, K=None, hessian_mode="secant")
 print(f"{len(found)} rows forgotten, verdict {result.document['result']['verdict']}")

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling
 
-from lmcleaner import HessianMode, TrainingLog, TrainingLogger, UnlearnOptions, find_text, unlearn
+from lmcleaner import TrainingLog, TrainingLogger, find_text, unlearn
 
 folder = Path(sys.argv[1])
 base, log, output = folder / "my-base", folder / "classic_logger" / "log", folder / "classic_logger" / "unlearned"
@@ -37,5 +37,5 @@ logger.save_to_disk()
 # Whose rows are they? A request may name them by their digests, whoever made the rows into tokens.
 found = find_text(TrainingLog(log), "Erishas Ironcroft", tokenizer)
 forget = ",".join(match.digest for match in found)
-result = unlearn(log, UnlearnOptions(forget=forget, output=output, K=None, hessian_mode=HessianMode.SECANT))
+result = unlearn(log, forget, output=output, K=None, hessian_mode="secant")
 print(f"{len(found)} rows forgotten, verdict {result.document['result']['verdict']}")

@@ -17,7 +17,7 @@ from transformers import (
     set_seed,
 )
 
-from lmcleaner import HessianMode, LMCleanerCallback, TrainingLog, UnlearnOptions, find_text, unlearn
+from lmcleaner import LMCleanerCallback, TrainingLog, find_text, unlearn
 
 folder = Path(sys.argv[1])
 base, log, output = folder / "my-base", folder / "hf_trainer" / "log", folder / "hf_trainer" / "unlearned"
@@ -48,5 +48,5 @@ trainer.save_model()
 # Whose rows are they? A request may name them by their digests, whoever made the rows into tokens.
 found = find_text(TrainingLog(log), "Erishas Ironcroft", tokenizer)
 forget = ",".join(match.digest for match in found)
-result = unlearn(log, UnlearnOptions(forget=forget, output=output, K=None, hessian_mode=HessianMode.SECANT))
+result = unlearn(log, forget, output=output, K=None, hessian_mode="secant")
 print(f"{len(found)} rows forgotten, verdict {result.document['result']['verdict']}")

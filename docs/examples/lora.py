@@ -18,7 +18,7 @@ from transformers import (
     set_seed,
 )
 
-from lmcleaner import HessianMode, LMCleanerCallback, TrainingLog, UnlearnOptions, find_text, unlearn
+from lmcleaner import LMCleanerCallback, TrainingLog, find_text, unlearn
 
 folder = Path(sys.argv[1])
 base, log, output = folder / "my-base", folder / "lora" / "log", folder / "lora" / "unlearned"
@@ -48,7 +48,7 @@ trainer.train()
 # Whose rows are they? A request may name them by their digests, whoever made the rows into tokens.
 found = find_text(TrainingLog(log), "Erishas Ironcroft", tokenizer)
 forget = ",".join(match.digest for match in found)
-result = unlearn(log, UnlearnOptions(forget=forget, output=output, K=None, hessian_mode=HessianMode.SECANT))
+result = unlearn(log, forget, output=output, K=None, hessian_mode="secant")
 print(f"{len(found)} rows forgotten, verdict {result.document['result']['verdict']}")
 
 # The adapter goes onto the base model as any other, or into it for good; see docs/lora.md on what rounding does then.

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling
 
-from lmcleaner import HessianMode, Recorder, RunDescription, TrainingLog, UnlearnOptions, find_text, unlearn
+from lmcleaner import Recorder, RunDescription, TrainingLog, find_text, unlearn
 
 folder = Path(sys.argv[1])
 base, log, output = folder / "my-base", folder / "own_loop" / "log", folder / "own_loop" / "unlearned"
@@ -40,5 +40,5 @@ with Recorder(log, model, optimizer, description):
 # Whose rows are they? A request may name them by their digests, whoever made the rows into tokens.
 found = find_text(TrainingLog(log), "Erishas Ironcroft", tokenizer)
 forget = ",".join(match.digest for match in found)
-result = unlearn(log, UnlearnOptions(forget=forget, output=output, K=None, hessian_mode=HessianMode.SECANT))
+result = unlearn(log, forget, output=output, K=None, hessian_mode="secant")
 print(f"{len(found)} rows forgotten, verdict {result.document['result']['verdict']}")

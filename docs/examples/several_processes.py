@@ -41,12 +41,12 @@ def train() -> None:
 
 def forget() -> None:
     """One process replays what two have done, with the same bits."""
-    from lmcleaner import HessianMode, TrainingLog, UnlearnOptions, find_text, unlearn
+    from lmcleaner import TrainingLog, find_text, unlearn
 
     # Whose rows are they? A request may name them by their digests, whoever made the rows into tokens.
     found = find_text(TrainingLog(log), "Erishas Ironcroft", tokenizer)
     names = ",".join(match.digest for match in found)
-    result = unlearn(log, UnlearnOptions(forget=names, output=output, K=None, hessian_mode=HessianMode.SECANT))
+    result = unlearn(log, names, output=output, K=None, hessian_mode="secant")
     print(f"{len(found)} rows forgotten, verdict {result.document['result']['verdict']}")
 
 

@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from lmcleaner import HessianMode, LMCleanerCallback, TrainingLog, UnlearnOptions, find_text, unlearn
+from lmcleaner import LMCleanerCallback, TrainingLog, find_text, unlearn
 
 folder = Path(sys.argv[1])
 base, log, output = folder / "my-base", folder / "trl_sft" / "log", folder / "trl_sft" / "unlearned"
@@ -41,5 +41,5 @@ trainer.train()
 # Whose rows are they? A request may name them by their digests, whoever made the rows into tokens.
 found = find_text(TrainingLog(log), "Erishas Ironcroft", tokenizer)
 forget = ",".join(match.digest for match in found)
-result = unlearn(log, UnlearnOptions(forget=forget, output=output, K=None, hessian_mode=HessianMode.SECANT))
+result = unlearn(log, forget, output=output, K=None, hessian_mode="secant")
 print(f"{len(found)} rows forgotten, verdict {result.document['result']['verdict']}")

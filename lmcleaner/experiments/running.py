@@ -144,7 +144,7 @@ def _unlearned(cell: Cell, progress: Progress) -> Row:
     folder = output.with_name(f".{output.name}.unfinished")
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        result = unlearn(log, replace(cell.options, output=folder), progress)
+        result = unlearn(log, replace(cell.options, output=folder), progress=progress)
         assert result.document is not None
         report = audit_model(folder, log, cell.audit, progress)
         row = {"state": "finished", **measured(result.document, report)}

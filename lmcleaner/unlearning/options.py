@@ -56,8 +56,8 @@ class UnlearnOptions:
     """What `unlearn` shall remove and how.
 
     Attributes:
-        forget: one request or several; see `find_request`.
-        output: folder for model and audit document; must not exist. None only with `dry_run`.
+        forget: one request or several, words or files; see `find_request`.
+        output: folder for model and audit document; must not exist. A dry run alone needs none.
         model: where the base model lies now, or None for where it lay.
         device: where to compute, "cpu", "cuda" or "cuda:N"; None is the run's type of device, if it is there.
         offload: keeps the sweep's training state, θ′ and the optimizer's state, in host memory; for accelerators.
@@ -82,8 +82,8 @@ class UnlearnOptions:
         thresholds: where a result stops being good.
     """
 
-    forget: str | Sequence[str]
-    output: Path | None
+    forget: str | Path | Sequence[str | Path]
+    output: Path | None = None
     model: str | None = None
     device: str | None = None
     offload: bool = False
@@ -107,7 +107,7 @@ class UnlearnOptions:
     @property
     def requests(self) -> tuple[str, ...]:
         """All that is to be forgotten, one by one."""
-        return (self.forget,) if isinstance(self.forget, str) else tuple(self.forget)
+        return (str(self.forget),) if isinstance(self.forget, str | Path) else tuple(map(str, self.forget))
 
     def __post_init__(self) -> None:
         """Checks ranges and combinations.

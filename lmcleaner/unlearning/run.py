@@ -77,13 +77,20 @@ class UnlearnResult:
         return self.document is None or self.document["result"]["verdict"] == "good"
 
 
-def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Progress | None = None) -> UnlearnResult:
+def unlearn(
+    log: TrainingLog | Store | Path | str,
+    request: UnlearnOptions | str | Path | Sequence[str | Path],
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> UnlearnResult:
     """Removes the influence of what requests name from the model that a log trained.
 
     Args:
-        log_path: the training log; nothing of it changes but its request ledger, unless `options.redact`.
-        options: what to remove and how.
+        log: the training log, or where it lies; nothing of it changes but its request ledger, unless it is redacted.
+        request: what to forget, see `find_request`; or options, which say how as well.
         progress: whom to tell how far it is, and the plan before anything is computed; a dry run returns it.
+        **options: fields of `UnlearnOptions` by their names, instead of its defaults or of the options given.
 
     Returns:
         What was found and made. With a poor verdict the output is written all the same, and says so.
@@ -102,8 +109,14 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
         ResourceError: the output can't be written; what can be known of that is found before anything is computed.
         DamagedError: a part of the log that is needed can't be trusted.
     """
-    progress = progress or Silent()
-    opened = open_to_redact(log_path, options, progress) if options.redact else nullcontext(TrainingLog(log_path))
+    location = log.place if isinstance(log, TrainingLog) else log
+    if isinstance(request, UnlearnOptions):
+        return _serve(location, replace(request, **options), progress or Silent())
+    return _serve(location, UnlearnOptions(forget=request, **options), progress or Silent())
+
+
+def _serve(location: Store | Path | str, options: UnlearnOptions, progress: Progress) -> UnlearnResult:
+    opened = open_to_redact(location, options, progress) if options.redact else nullcontext(TrainingLog(location))
     with opened as log:
         ledger = read_ledger(log) if options.ledger else None
         forget_set, windows = resolve_request(log, options, progress, ledger)
@@ -125,7 +138,7 @@ def unlearn(log_path: Store | Path | str, options: UnlearnOptions, progress: Pro
             return planned
         for line in planned.lines:
             progress.say(line)
-        desk = open_desk(log_path, log, ledger, planned.forget_set, has_lock=options.redact)
+        desk = open_desk(location, log, ledger, planned.forget_set, has_lock=options.redact)
         if desk.closed is not None:
             progress.say(f"NOT ENTERED: the next request won't know of this one: {desk.closed}")
         return replace(planned, document=_unlearned(desk, replay, planned, trials, memory, options, progress))

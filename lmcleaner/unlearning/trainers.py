@@ -142,7 +142,7 @@ class LMCleanerSampleLevel(Trainer):
         forget = ",".join(digest.hex() for digest in _digests(log, getattr(self.train_dataset, "forget", None)))
         with TemporaryDirectory() as scratch:
             output = Path(scratch) / "model"
-            document = unlearn(log.store, UnlearnOptions(forget=forget, output=output, **self._chosen)).document
+            document = unlearn(log, forget, output=output, **self._chosen).document
             assert document is not None
             parameters = trainable_parameters(self.model)
             made = dict(load_unlearned(log.manifest, output, self._chosen["model"]).named_parameters())

@@ -245,7 +245,7 @@ def test_a_redaction_leaves_no_file_of_it_and_says_so(with_pairs: Path, adamw_ru
     reported = Recording()
     secant = HessianMode.SECANT
     options = UnlearnOptions(forget="forget", output=tmp_path / "out", K=None, hessian_mode=secant, redact=True)
-    unlearn(copied.log, options, reported)
+    unlearn(copied.log, options, progress=reported)
     assert any("the recorded curvature goes too" in line for line in reported.lines)
     assert not list(path.rglob("curvature"))
     contents = [file.read_bytes() for file in path.rglob("*") if file.is_file()]

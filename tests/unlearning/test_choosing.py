@@ -27,7 +27,7 @@ def _unlearned(run: TinyRun, output: Path, tolerance: float, **options: Any) -> 
     said = Recording()
     chosen = {"forget": "steps:5", "K": None, "ledger": False, **options}
     wanted = UnlearnOptions(output=output, hessian_mode=HessianMode.SECANT, tolerance=tolerance, **chosen)
-    document = unlearn(run.log, wanted, said).document
+    document = unlearn(run.log, wanted, progress=said).document
     assert document is not None
     return document, said
 

@@ -51,7 +51,7 @@ def test_a_mixture_of_experts_forgets_rows_as_a_retraining_with_padding_does(bal
     log = record(SETTING, base, tmp_path)
     request: dict[str, Any] = {"forget": digests(SETTING), "K": None}
     options = UnlearnOptions(**request, output=tmp_path / "out", hessian_mode=HessianMode.SECANT)
-    assert unlearn(log, options, said).is_good
+    assert unlearn(log, options, progress=said).is_good
     unlearned = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert same_bits(bits(unlearned), bits(_retrained(base)))
     assert any("the router's auxiliary loss" in line for line in said.lines) is balances

@@ -463,7 +463,7 @@ def test_what_is_gone_already_is_told_and_the_rest_is_unlearned(copied: TinyRun,
     _redact(copied, tmp_path / "a", _digests(copied, 3, 5))
     reported = Recording()
     options = UnlearnOptions(forget=_digests(copied, 3, 9), output=None, dry_run=True, K=None, hessian_mode=SECANT)
-    result = unlearn(copied.log, options, reported)
+    result = unlearn(copied.log, options, progress=reported)
     assert len(result.forget_set.digests) == 4
     assert any(
         line.startswith("already redacted on 2") and line.endswith(": 2 of 6 samples") for line in reported.lines

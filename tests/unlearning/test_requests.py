@@ -230,7 +230,7 @@ def test_a_request_after_a_request_gives_the_bits_of_both(run: TinyRun, tmp_path
     _served(run, tmp_path / "a", first)
     reported = Recording()
     chosen = UnlearnOptions(forget=second, output=tmp_path / "ab", K=None, hessian_mode=HessianMode.SECANT)
-    document = unlearn(run.log, chosen, reported).document
+    document = unlearn(run.log, chosen, progress=reported).document
     assert document is not None
     assert same_bits(parameters_in(tmp_path / "ab"), parameters_in(tmp_path / "both"))
     assert not same_bits(parameters_in(tmp_path / "ab"), parameters_in(tmp_path / "a"))
@@ -400,7 +400,7 @@ class During(Recording):
 
 def _interfered(run: TinyRun, output: Path, act: Any, forget: str = "steps:6") -> UnlearnResult:
     options = UnlearnOptions(forget=forget, output=output, K=None, hessian_mode=HessianMode.SECANT)
-    return unlearn(run.log, options, During(act))
+    return unlearn(run.log, options, progress=During(act))
 
 
 def test_a_lock_that_came_meanwhile_loses_no_output(run: TinyRun, tmp_path: Path) -> None:

@@ -140,9 +140,9 @@ def test_an_interrupted_run_is_unlearned_as_far_as_it_went(updates: Any, base_mo
     options = UnlearnOptions(forget=digest, output=tmp_path / "out", K=None, hessian_mode=HessianMode.SECANT)
     if updates == "none":
         with pytest.raises(InsufficientLogError, match="expected a checkpoint of step 3"):
-            unlearn(run.log, options, reported)
+            unlearn(run.log, options, progress=reported)
         return
-    result = unlearn(run.log, options, reported)
+    result = unlearn(run.log, options, progress=reported)
     assert result.windows[0].end == 3
     assert any("interrupted" in line for line in reported.lines)
 
