@@ -200,6 +200,8 @@ def plan_lines(
             f"{counted(len(samples), 'sample')}: what follows is for all together, since their data would come back "
             "otherwise"
         )
+    if forget_set.is_repetition:
+        yield "a repetition: nothing is asked for that earlier requests haven't named"
     spans = ", ".join(f"{w.first} to {w.end}" for w in windows[:4]) + (", ..." if len(windows) > 4 else "")
     yield (
         f"{counted(len(forget_set.digests), 'sample')}, {counted(forget_set.num_occurrences, 'occurrence')} in "

@@ -97,6 +97,12 @@ class ForgetSet:
         return tuple(request for request in self.requests if request.entry is not None)
 
     @property
+    def is_repetition(self) -> bool:
+        """Whether the earlier requests leave out all that the new ones do."""
+        earlier = ForgetSet(self.earlier, 0)
+        return self.masked == earlier.masked and self.skipped == earlier.skipped
+
+    @property
     def level(self) -> Level | None:
         """The level of all requests; None where they have both."""
         levels = {request.level for request in self.requests}

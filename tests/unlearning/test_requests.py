@@ -248,6 +248,8 @@ def test_a_request_after_a_request_gives_the_bits_of_both(run: TinyRun, tmp_path
 
 def test_the_same_request_again_is_an_entry_more_and_the_same_union(run: TinyRun, tmp_path: Path) -> None:
     first = _served(run, tmp_path / "a", _digests(run, 3, 5))
+    asked_anew = {forget: unlearn(run.log, forget, dry_run=True) for forget in (_digests(run, 3, 4), "steps:6")}
+    assert [any("repetition" in line for line in planned.lines) for planned in asked_anew.values()] == [True, False]
     again = _served(run, tmp_path / "b", _digests(run, 3, 5))
     assert again["hashes"] == first["hashes"]
     assert again["coverage"] == first["coverage"]
