@@ -134,13 +134,13 @@ def decode_index(data: bytes, num_chunks: int, shard_bytes: int) -> NDArray[np.i
     return edges
 
 
-def _checksum(data: bytes) -> bytes:
+def _checksum(data: bytes | NDArray[np.uint8]) -> bytes:
     return int(google_crc32c.value(data)).to_bytes(CHECKSUM_BYTES, "little")
 
 
-def _checked(data: bytes | memoryview, what: str) -> bytes:
-    """The bytes before a right checksum."""
-    body, checksum = bytes(data[:-CHECKSUM_BYTES]), bytes(data[-CHECKSUM_BYTES:])
-    if len(data) <= CHECKSUM_BYTES or checksum != _checksum(body):
+def _checked(data: bytes | memoryview, what: str) -> memoryview:
+    """The bytes before a right checksum, where they are."""
+    body, checksum = memoryview(data)[:-CHECKSUM_BYTES], bytes(data[-CHECKSUM_BYTES:])
+    if not body or checksum != _checksum(np.frombuffer(body, np.uint8)):
         raise ChunkError(f"the {what}'s checksum is wrong")
     return body
