@@ -146,6 +146,12 @@ class ReplayModel:
         for name, parameter in named.items():
             parameter.requires_grad_(name in trained)
 
+    @property
+    def frozen_bytes(self) -> int:
+        """What the parameters take that the run didn't train, such as those under an adapter."""
+        frozen = (parameter for parameter in self.module.parameters() if not parameter.requires_grad)
+        return sum(parameter.nbytes for parameter in frozen)
+
     def point_to(self, tensors: Sequence[Tensor]) -> None:
         """Makes the model compute at `tensors`, in the order of the manifest; copies those of another device only."""
         for parameter, tensor in zip(self.parameters, tensors, strict=True):

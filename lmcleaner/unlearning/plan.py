@@ -40,7 +40,8 @@ class Plan:
         bytes_to_read: bytes on disk of checkpoints, updates, and recorded gradients and curvature.
         is_upper_bound: whether a window may end earlier, so that steps, gradients, products and seconds are the most.
         seconds: expected, from costs measured on this machine, or from the logged step times.
-        parameter_memory_bytes: peak of what has the size of the parameters; activations come on top.
+        parameter_memory_bytes: peak of what has the size of the parameters, and the model's frozen ones where it was
+            loaded; activations come on top.
         activation_bytes: peak of what comes and goes in a step; None where it was not measured.
         host_bytes: peak of the training states that are kept in host memory and not among the parameters' memory.
     """
@@ -106,6 +107,7 @@ def make_plan(
     passing += _summed_bytes(log, windows[0], reads_rows=counts.reads_rows)
     if replay is None or replay.device.type == "cpu":
         passing += _ahead_bytes(log, reads_gradients=counts.stored > 0)
+    passing += replay.frozen_bytes if replay is not None else 0
     reads = [_reads(log, window, mode, propagation, is_end_fixed=is_end_fixed) for window in windows]
     loaded = _segments_reached(log, windows, found)
     return Plan(
@@ -285,17 +287,18 @@ def _passing_bytes(log: TrainingLog, mode: HessianMode, rank: int, found: Record
 
 
 def _ahead_bytes(log: TrainingLog, *, reads_gradients: bool) -> int:
-    """What is read ahead of short vectors: the next gradient, with the span that it is decoded from, and updates.
+    """What is read ahead of short vectors: the next gradient and updates, each with what it lies in compressed.
 
-    Of the updates there are those in line, one that waits for room in the line, and one that is applied.
+    A gradient is decoded from one span after the other. Of the updates there are those in line, one that waits for room
+    in the line, and one that is applied.
     """
     elements = log.manifest.num_elements
     if not is_read_ahead(num_spans(elements)):
         return 0
-    gradient = log.manifest.vector_bytes * (1 + min(SPAN / elements, 1)) if reads_gradients else 0
+    gradient = log.manifest.vector_bytes * (1 + 2 * min(SPAN / elements, 1)) if reads_gradients else 0
     columns = CODECS[log.manifest.updates].columns(log.manifest.model.dtype) if UPDATES in log.tree.stacks else ()
     span = min(SPAN, elements) * sum(column.dtype.itemsize / column.elements for column in columns)
-    return int(gradient + (AHEAD + 2) * span)
+    return int(gradient + (AHEAD + 3) * span)
 
 
 def _summed_bytes(log: TrainingLog, window: Window, *, reads_rows: bool) -> int:

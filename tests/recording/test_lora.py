@@ -22,6 +22,8 @@ from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.recording.options import RecordOptions
 from lmcleaner.recording.training import record
 from lmcleaner.recording.unfinished import resumed_options
+from lmcleaner.unlearning.options import UnlearnOptions
+from lmcleaner.unlearning.planning import plan_request
 from tiny_runs import rows, same_bits, write_rows
 
 OPTIONS: dict[str, Any] = {"epochs": 2, "batch_size": 4, "lr": 1e-2, "checkpoint_every": 4}
@@ -64,6 +66,9 @@ def test_an_adapter_is_recorded_and_forgets_as_a_retraining_does(base_model: Pat
     assert sum(entry.num_elements for entry in TrainingLog(log).manifest.parameters) == 224
     request = ("--forget", data.parent / "forget.jsonl", "--K", "all", "--hessian-mode", "secant", "--output", output)
     assert lmcleaner("unlearn", log, *request).exit_code == 0
+    asked = UnlearnOptions(forget=data.parent / "forget.jsonl", dry_run=True, K=None, ledger=False)
+    quick, measured = (plan_request(TrainingLog(log), asked, quick=quick).plans[0] for quick in (True, False))
+    assert measured.parameter_memory_bytes - quick.parameter_memory_bytes == 4 * (4_624 - 224)  # the model beneath
     options = RecordOptions(model=str(base_model), data=str(data), output=trained, **OPTIONS)
 
     def adapt(model: Any) -> Any:
