@@ -58,7 +58,7 @@ from lmcleaner.training.replay import ReplayModel, open_replay
 from lmcleaner.training.vectors import distance
 from lmcleaner.unlearning.request import ForgetSet
 from lmcleaner.unlearning.run import resolve_request
-from processes import PRECISE_MEMORY, in_own_process, peak_bytes, reset_peak, run_part
+from processes import HeapPeak, in_own_process, run_part
 from tables import MEMORY, RESULTS, as_markdown, read_lines, show
 
 SAMPLE_PERCENT = 20.0
@@ -198,12 +198,11 @@ def _peak(log: TrainingLog, cell: Cell) -> tuple[int, int]:
     """Bytes that a sweep takes over what is there before, and that its plan foresees."""
     with tempfile.TemporaryDirectory() as scratch:
         options = replace(_options(log, cell, Path(scratch) / "out"), oracle_sample=0.0)
-        gc.collect()  # what the sweep before left would make room for this one
-        before = reset_peak()
-        document = unlearn(log.location, options).document
-        peak = peak_bytes() - before
+        gc.collect()
+        with HeapPeak() as peak:
+            document = unlearn(log, options).document
     assert document is not None
-    return peak, document["plan"]["parameter_memory_bytes"] + document["plan"]["activation_bytes"]
+    return peak.bytes, document["plan"]["parameter_memory_bytes"] + document["plan"]["activation_bytes"]
 
 
 def _trained(log: TrainingLog, options: RecordOptions, forgotten: Set[bytes]) -> tuple[Any, dict[str, Any]]:
@@ -281,7 +280,7 @@ def _remember_memory(folder: Path, run: str, optimizer: str) -> None:
     known = {(found["run"], found["optimizer"]) for found in read_lines(folder / MEMORY)}
     if run == "epochs" or (run, optimizer) in known:
         return
-    found = in_own_process(measure_memory, folder, run, optimizer, environment=PRECISE_MEMORY)
+    found = in_own_process(measure_memory, folder, run, optimizer)
     with (folder / MEMORY).open("a") as file:
         file.write(json.dumps(found) + "\n")
 
