@@ -46,7 +46,7 @@ def forget() -> None:
     # Whose rows are they? A request may name them by their digests, whoever made the rows into tokens.
     found = find_text(TrainingLog(log), "Erishas Ironcroft", tokenizer)
     names = ",".join(match.digest for match in found)
-    result = unlearn(log, names, output=output, K=None, hessian_mode="secant")
+    result = unlearn(log, names, output=output, K="all", hessian_mode="secant")
     print(f"{len(found)} rows forgotten, verdict {result.document['result']['verdict']}")
 
 

@@ -41,5 +41,5 @@ trainer.train()
 # Whose rows are they? A request may name them by their digests, whoever made the rows into tokens.
 found = find_text(TrainingLog(log), "Erishas Ironcroft", tokenizer)
 forget = ",".join(match.digest for match in found)
-result = unlearn(log, forget, output=output, K=None, hessian_mode="secant")
+result = unlearn(log, forget, output=output, K="all", hessian_mode="secant")
 print(f"{len(found)} rows forgotten, verdict {result.document['result']['verdict']}")

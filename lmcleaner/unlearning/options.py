@@ -16,7 +16,6 @@ DEFAULT_TOLERANCE = 0.1
 AUTO = "auto"
 _CHOICES = {
     "level": Level,
-    "hessian_mode": HessianMode,
     "propagation": Propagation,
     "denominator": Denominator,
 }
@@ -62,10 +61,11 @@ class UnlearnOptions:
         device: where to compute, "cpu", "cuda" or "cuda:N"; None is the run's type of device, if it is there.
         offload: keeps the sweep's training state, θ′ and the optimizer's state, in host memory; for accelerators.
         level: sample or batch; None chooses batch for `steps:` and sample otherwise.
-        K: steps to carry after the last occurrence; None carries to the end, "auto" until the deviation has settled.
+        K: steps to carry after the last occurrence; None, or "all", carries to the end, "auto" until the deviation has
+            settled.
         oracle_sample: percent of the steps that are taken twice to estimate the relative error; 0 estimates nothing.
         settle_tolerance: what δ may have left to move after a window that K="auto" ends, relative to ‖δ‖.
-        hessian_mode: how the gradient at θ′ is found.
+        hessian_mode: how the gradient at θ′ is found; a mode or its name, or "auto" for SECANT with a tolerance.
         tolerance: tries modes that are cheaper than `hessian_mode` first, and takes the first whose estimated relative
             error is at most this; None takes `hessian_mode`.
         propagation: through the optimizer, or the paper's form.
@@ -115,6 +115,7 @@ class UnlearnOptions:
         Raises:
             UsageError: a value is out of its range, or two don't go together.
         """
+        self._take_words()
         for name, kind in _CHOICES.items():
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, choose(kind, getattr(self, name), name.replace("_", "-")))
@@ -123,9 +124,7 @@ class UnlearnOptions:
         if not self.requests:
             raise UsageError("--forget is missing: expected at least one request")
         if self.K not in {None, "auto"} and not (isinstance(self.K, int) and self.K >= 0):
-            raise UsageError(
-                f"--K: expected 0 or more steps, 'auto', or 'all', which is None in Python, found {self.K!r}"
-            )
+            raise UsageError(f"--K: expected 0 or more steps, 'all' or 'auto', found {self.K!r}")
         if not 0 < self.settle_tolerance < float("inf"):
             raise UsageError(f"--settle-tolerance: expected above 0, found {self.settle_tolerance}")
         if not 0 <= self.damping < float("inf"):
@@ -142,6 +141,14 @@ class UnlearnOptions:
             self._check_redaction()
         if self.propagation is Propagation.PAPER:
             self._check_paper()
+
+    def _take_words(self) -> None:
+        """Takes "all", and a mode's name or "auto", as the command line does."""
+        if str(self.K) == "all":
+            object.__setattr__(self, "K", None)
+        if not isinstance(self.hessian_mode, HessianMode):
+            for name, value in mode_options(str(self.hessian_mode), self.tolerance).items():
+                object.__setattr__(self, name, value)
 
     def _check_paper(self) -> None:
         if self.oracle_sample:

@@ -8,6 +8,7 @@ import pytest
 
 from lmcleaner import HessianMode, TrainingLog, UnlearnOptions, UsageError, unlearn
 from lmcleaner.formats.ledger import read_ledger
+from lmcleaner.unlearning.options import DEFAULT_TOLERANCE
 from tiny_runs import TinyRun
 
 EXACTLY: dict[str, Any] = {"K": None, "hessian_mode": "secant", "ledger": False}
@@ -30,6 +31,21 @@ def test_every_way_to_ask_means_the_same(adamw_run: TinyRun, tmp_path: Path) -> 
     models = {path.parent.name: path.read_bytes() for path in tmp_path.glob("*/model.safetensors")}
     assert len(models) == len(ways)
     assert set(models.values()) == {models["options"]}
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        ({"hessian_mode": "ggn"}, {"hessian_mode": HessianMode.GGN, "tolerance": None}),
+        ({"hessian_mode": "auto"}, {"hessian_mode": HessianMode.SECANT, "tolerance": DEFAULT_TOLERANCE}),
+        ({"hessian_mode": "auto", "tolerance": 0.3}, {"hessian_mode": HessianMode.SECANT, "tolerance": 0.3}),
+        ({"K": "all"}, {"K": None}),
+        ({"K": "auto"}, {"K": "auto"}),
+    ],
+)
+def test_words_mean_what_they_mean_on_the_command_line(words: dict[str, Any], values: dict[str, Any]) -> None:
+    options = UnlearnOptions(forget="steps:3", dry_run=True, **words)
+    assert {name: getattr(options, name) for name in values} == values
 
 
 def test_a_dry_run_needs_no_output(adamw_run: TinyRun) -> None:
@@ -56,7 +72,15 @@ def test_a_redaction_is_asked_of_an_open_log_as_well(adamw_run: TinyRun, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("options", "error"), [({"mode": "GGN"}, TypeError), ({"K": -1}, UsageError), ({"rank": 3}, UsageError)]
+    ("options", "error"),
+    [
+        ({"mode": "GGN"}, TypeError),
+        ({"K": -1}, UsageError),
+        ({"K": "some"}, UsageError),
+        ({"rank": 3}, UsageError),
+        ({"hessian_mode": "newton"}, UsageError),
+        ({"hessian_mode": "GGN", "tolerance": 0.1}, UsageError),
+    ],
 )
 def test_options_are_checked_before_the_log_is_opened(options: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
