@@ -79,7 +79,7 @@ class UnlearnResult:
 
 def unlearn(
     log: TrainingLog | Store | Path | str,
-    request: UnlearnOptions | str | Path | Sequence[str | Path],
+    forget: UnlearnOptions | str | Path | Sequence[str | Path],
     *,
     progress: Progress | None = None,
     **options: Any,
@@ -88,7 +88,7 @@ def unlearn(
 
     Args:
         log: the training log, or where it lies; nothing of it changes but its request ledger, unless it is redacted.
-        request: what to forget, see `find_request`; or options, which say how as well.
+        forget: what to forget, see `find_request`; or options, which say how as well.
         progress: whom to tell how far it is, and the plan before anything is computed; a dry run returns it.
         **options: fields of `UnlearnOptions` by their names, instead of its defaults or of the options given.
 
@@ -110,9 +110,10 @@ def unlearn(
         DamagedError: a part of the log that is needed can't be trusted.
     """
     location = log.place if isinstance(log, TrainingLog) else log
-    if isinstance(request, UnlearnOptions):
-        return _serve(location, replace(request, **options), progress or Silent())
-    return _serve(location, UnlearnOptions(forget=request, **options), progress or Silent())
+    chosen = (
+        replace(forget, **options) if isinstance(forget, UnlearnOptions) else UnlearnOptions(forget=forget, **options)
+    )
+    return _serve(location, chosen, progress or Silent())
 
 
 def _serve(location: Store | Path | str, options: UnlearnOptions, progress: Progress) -> UnlearnResult:

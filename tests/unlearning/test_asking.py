@@ -22,7 +22,7 @@ def test_every_way_to_ask_means_the_same(adamw_run: TinyRun, tmp_path: Path) -> 
     options = UnlearnOptions(forget=names, output=tmp_path / "options", **EXACTLY)
     ways = (
         unlearn(adamw_run.log, options),
-        unlearn(str(adamw_run.log), names, output=tmp_path / "names", **EXACTLY),
+        unlearn(str(adamw_run.log), forget=names, output=tmp_path / "names", **EXACTLY),
         unlearn(TrainingLog(adamw_run.log), file, output=str(tmp_path / "file"), **EXACTLY),
         unlearn(TrainingLog(adamw_run.log), [file], output=tmp_path / "files", **EXACTLY),
         unlearn(adamw_run.log, options, output=tmp_path / "replaced"),
