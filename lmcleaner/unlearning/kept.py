@@ -39,8 +39,8 @@ class StateKeeper:
 
     def begin(self, window: Window) -> None:
         """A window begins; where its end isn't fixed, the longest that it may be."""
-        places = range(1, self._count + 1)
-        self._wanted = frozenset(window.first + -(-place * window.num_carried // self._count) for place in places)
+        count = min(self._count, window.num_carried)  # there are no more
+        self._wanted = frozenset(window.first + -(-k * window.num_carried // count) for k in range(1, count + 1))
         self._kept = []
 
     def offer(self, step: int, state: TrainingState) -> None:

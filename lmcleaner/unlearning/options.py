@@ -1,8 +1,9 @@
 """Options of `unlearn`, checked before anything is loaded."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,15 @@ _CHOICES = {
     "propagation": Propagation,
     "denominator": Denominator,
 }
+_NUMBERS = {
+    "settle_tolerance": Real,
+    "tolerance": Real,
+    "damping": Real,
+    "oracle_sample": Real,
+    "rank": Integral,
+    "keep_states": Integral,
+}
+_OPTIONAL = {"tolerance", "rank"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +92,7 @@ class UnlearnOptions:
         thresholds: where a result stops being good.
     """
 
-    forget: str | Path | Sequence[str | Path]
+    forget: str | Path | Iterable[str | Path]
     output: Path | None = None
     model: str | None = None
     device: str | None = None
@@ -116,6 +126,7 @@ class UnlearnOptions:
             UsageError: a value is out of its range, or two don't go together.
         """
         self._take_words()
+        self._check_types()
         for name, kind in _CHOICES.items():
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, choose(kind, getattr(self, name), name.replace("_", "-")))
@@ -123,7 +134,7 @@ class UnlearnOptions:
             object.__setattr__(self, "output", Path(self.output))  # whatever names it
         if not self.requests:
             raise UsageError("--forget is missing: expected at least one request")
-        if self.K not in {None, "auto"} and not (isinstance(self.K, int) and self.K >= 0):
+        if self.K not in {None, "auto"} and not (_is_a(Integral, self.K) and int(self.K) >= 0):
             raise UsageError(f"--K: expected 0 or more steps, 'all' or 'auto', found {self.K!r}")
         if not 0 < self.settle_tolerance < float("inf"):
             raise UsageError(f"--settle-tolerance: expected above 0, found {self.settle_tolerance}")
@@ -149,6 +160,23 @@ class UnlearnOptions:
         if not isinstance(self.hessian_mode, HessianMode):
             for name, value in mode_options(str(self.hessian_mode), self.tolerance).items():
                 object.__setattr__(self, name, value)
+
+    def _check_types(self) -> None:
+        """What would fail only when it is used, perhaps after the work is done."""
+        if isinstance(self.forget, bytes | Mapping) or not isinstance(self.forget, str | Path | Iterable):
+            raise UsageError(
+                f"--forget: expected a file, digests or steps, or several of them, found {self.forget!r}",
+                hint='such as "forget.jsonl", "steps:3,7-9", or a list of digests',
+            )
+        if not isinstance(self.forget, str | Path):
+            object.__setattr__(self, "forget", tuple(self.forget))  # an iterator is gone when it was read once
+        for name, kind in _NUMBERS.items():
+            value = getattr(self, name)
+            if not (_is_a(kind, value) or (value is None and name in _OPTIONAL)):
+                expected = "a whole number" if kind is Integral else "a number"
+                raise UsageError(f"--{name.replace('_', '-')}: expected {expected}, found {value!r}")
+        if not isinstance(self.thresholds, Thresholds):
+            raise UsageError(f"thresholds: expected Thresholds(...), found {self.thresholds!r}")
 
     def _check_paper(self) -> None:
         if self.oracle_sample:
@@ -206,6 +234,11 @@ class UnlearnOptions:
             f"expected --hessian-mode secant, --K all and --propagation optimizer, found {found}",
             hint=shlex.join([*command, "--redact", "--hessian-mode", "secant", "--K", "all"]),
         )
+
+
+def _is_a(kind: type, value: object) -> bool:
+    """Whether it is such a number; a truth value is none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def mode_options(text: str, tolerance: float | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """`unlearn`: from a log and a request to an unlearned model with its audit document."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
@@ -18,7 +18,7 @@ from lmcleaner.choices import DEFAULT_RANK, HessianMode
 from lmcleaner.curvature.estimates import check_rank
 from lmcleaner.formats.audit_document import AUDIT_FILE, Document, encode_audit, write_audit
 from lmcleaner.formats.canonical import sha256_hex
-from lmcleaner.formats.errors import InsufficientLogError
+from lmcleaner.formats.errors import InsufficientLogError, UsageError
 from lmcleaner.formats.ledger import Ledger, read_ledger
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.store import Store
@@ -79,7 +79,7 @@ class UnlearnResult:
 
 def unlearn(
     log: TrainingLog | Store | Path | str,
-    forget: UnlearnOptions | str | Path | Sequence[str | Path],
+    forget: UnlearnOptions | str | Path | Iterable[str | Path],
     *,
     progress: Progress | None = None,
     **options: Any,
@@ -113,6 +113,11 @@ def unlearn(
     chosen = (
         replace(forget, **options) if isinstance(forget, UnlearnOptions) else UnlearnOptions(forget=forget, **options)
     )
+    if chosen.tolerance is not None and chosen.hessian_mode is not HessianMode.SECANT:
+        raise UsageError(
+            f"--tolerance belongs to --hessian-mode auto: found --hessian-mode {chosen.hessian_mode}",
+            hint='hessian_mode="auto" takes the cheapest mode within the tolerance, and secant where there is none',
+        )
     return _serve(location, chosen, progress or Silent())
 
 

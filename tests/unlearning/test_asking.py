@@ -54,6 +54,13 @@ def test_a_dry_run_needs_no_output(adamw_run: TinyRun) -> None:
     assert planned.plan.mode is HessianMode.GGN
 
 
+def test_no_more_states_are_kept_than_there_are(adamw_run: TinyRun, tmp_path: Path) -> None:
+    document = unlearn(adamw_run.log, "steps:3", output=tmp_path / "out", keep_states=10**9, **EXACTLY).document
+    assert document is not None
+    (window,) = document["windows"]
+    assert window["states"] == list(range(4, adamw_run.open().num_steps + 1))
+
+
 def test_what_was_asked_of_an_open_log_is_in_its_ledger(adamw_run: TinyRun, tmp_path: Path) -> None:
     log = TrainingLog(shutil.copytree(adamw_run.log, tmp_path / "log"))
     digest = min(log.sample_rows)
@@ -71,6 +78,16 @@ def test_a_redaction_is_asked_of_an_open_log_as_well(adamw_run: TinyRun, tmp_pat
     assert redacted.sample(redacted.sample_rows[digest]).is_redacted
 
 
+@pytest.mark.parametrize("forget", [None, 3, b"abc", {"steps:3": 1}])
+def test_what_names_nothing_is_refused(forget: Any) -> None:
+    with pytest.raises(UsageError, match="expected a file, digests or steps"):
+        unlearn("no log", forget, dry_run=True)
+
+
+def test_an_iterator_is_read_once(adamw_run: TinyRun) -> None:
+    assert unlearn(adamw_run.log, (f"steps:{n}" for n in (3, 5)), dry_run=True).forget_set.steps == (3, 5)
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
@@ -80,6 +97,14 @@ def test_a_redaction_is_asked_of_an_open_log_as_well(adamw_run: TinyRun, tmp_pat
         ({"rank": 3}, UsageError),
         ({"hessian_mode": "newton"}, UsageError),
         ({"hessian_mode": "GGN", "tolerance": 0.1}, UsageError),
+        ({"hessian_mode": None}, UsageError),
+        ({"tolerance": 0.1}, UsageError),
+        ({"thresholds": None}, UsageError),
+        ({"thresholds": {"settled": 1}}, UsageError),
+        ({"K": True}, UsageError),
+        ({"keep_states": 1.5}, UsageError),
+        ({"damping": "1"}, UsageError),
+        ({"oracle_sample": None}, UsageError),
     ],
 )
 def test_options_are_checked_before_the_log_is_opened(options: dict[str, Any], error: type[Exception]) -> None:
