@@ -33,6 +33,7 @@ from lmcleaner.recording.scaling import Scaling, leaves_out
 from lmcleaner.recording.self_check import record_self_check
 from lmcleaner.recording.unclipped import UnclippedNorm
 from lmcleaner.recording.unfinished import open_unfinished
+from lmcleaner.recording.untouched import Untouched
 from lmcleaner.training.numerics import autocast_dtype, rng_state
 from lmcleaner.training.vectors import bits_of, host_vector
 
@@ -100,7 +101,8 @@ class Recorder:
         self.module, self.optimizer, self._description = module, optimizer, description
         described, world_size = describe_run(module, optimizer, description), self._processes.world_size
         self._manifest = replace(described, world_size=world_size)
-        self._parameters = list(trainable_parameters(module).values())
+        named = trainable_parameters(module)
+        self._parameters, self._untouched = list(named.values()), Untouched(named, optimizer)
         is_first = self._processes.is_first
         self._past = RepeatedSteps(open_unfinished(self._store), self._manifest) if resume and is_first else None
         if is_first and not resume:
@@ -299,6 +301,7 @@ class Recorder:
                 f"step {self.num_steps}: an optimizer step without a forward pass of the model in train mode",
                 hint="call model.train() before the loop; passes in eval mode or under no_grad aren't recorded",
             )
+        self._untouched.check(self.num_steps)
         check_hyperparameters(optimizer, self._manifest, self.num_steps)
         limit = self._manifest.max_grad_norm
         scale, divisor = self._scaling.take(optimizer, self.num_steps, is_clipped=limit is not None)
@@ -317,6 +320,7 @@ class Recorder:
             self._gradient = bits_of(given_gradients(self._parameters, divisor), self._writer.take())
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._untouched.note()
         if self._step is None:  # a fused optimizer that left it out
             return
         step = replace(self._step, seconds=time.perf_counter() - self._last_time)

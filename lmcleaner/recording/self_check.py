@@ -1,6 +1,6 @@
 """Takes some steps of a finished log again and lets the log say whether they can be replayed.
 
-A run may do what no hook sees: add to its loss, change its parameters between two steps, put noise into its embeddings.
+A run may do what no hook sees: add to its loss, change a frozen weight between two steps, put noise into embeddings.
 It must show when the run ends, while it can be repeated, and not when somebody asks it to forget.
 """
 
@@ -31,7 +31,7 @@ _CLOSE = 0.01
 # What a run may have done that a replay doesn't, as far as the first step that it doesn't repeat tells.
 _FORWARD = "the model returned another loss: its inputs were changed on their way, or noise was put into it"
 _ANY_ORDER = "; a GPU adds in any order, but under torch.use_deterministic_algorithms(True)"
-_BETWEEN = "the steps before it are exact: something else than the optimizer changed the parameters between two steps"
+_BETWEEN = "the steps before it are exact: something changed the model between two steps, as a frozen weight"
 _BACKWARD = "the model returned the same loss: the loop added to it, or changed gradients or the optimizer's step"
 
 

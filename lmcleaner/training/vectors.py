@@ -19,7 +19,7 @@ _TORCH_DTYPES = {
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in _TORCH_DTYPES.items()}
 MAX_SPACED = 1 << 18  # elements of `evenly_spaced`; 1 MiB of float32, and norms within a few thousandths
-_INTEGER_VIEWS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float64: torch.int64}
+INTEGER_VIEWS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float64: torch.int64}
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -123,7 +123,7 @@ def _as_tensor(bits: Bits, dtype: torch.dtype) -> Tensor:
 def bits_in(tensor: Tensor) -> Bits:
     """The bit patterns of a contiguous CPU tensor, flat and sharing its memory."""
     flat = tensor.detach().view(-1)
-    return flat.view(_INTEGER_VIEWS[flat.dtype]).numpy().view(BIT_DTYPES[dtype_name(flat.dtype)])
+    return flat.view(INTEGER_VIEWS[flat.dtype]).numpy().view(BIT_DTYPES[dtype_name(flat.dtype)])
 
 
 def joined_norm(norms: Sequence[Tensor]) -> float:

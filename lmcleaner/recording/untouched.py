@@ -1,0 +1,85 @@
+"""Nothing but the optimizer's steps may change a run: what it leaves behind is what its next step must find.
+
+A replay takes optimizer steps and nothing else, so that a change between two of them would be lost, silently.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lmcleaner.formats.errors import UsageError
+from lmcleaner.training.vectors import INTEGER_VIEWS
+
+_WIDEST = torch.int64
+_HINT = "a replay takes the optimizer's steps alone; what changes a run besides can't be recorded"
+
+
+class Untouched:
+    """Parameters by a checksum of their bits, the optimizer's state by its tensors and how often each was changed."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+        """Has noted nothing yet.
+
+        Args:
+            parameters: name -> parameter that is trained.
+            optimizer: over them.
+        """
+        self._parameters, self._optimizer = parameters, optimizer
+        self._sums: list[Tensor] = []
+        self._state: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def note(self) -> None:
+        """Notes what a step has left behind."""
+        self._sums = [_checksum(parameter) for parameter in self._parameters.values()]
+        self._state = self._state_now()
+
+    def check(self, step: int) -> None:
+        """Makes sure that a step finds what the one before it left.
+
+        Args:
+            step: its number, for messages.
+
+        Raises:
+            UsageError: a parameter or the optimizer's state was changed since, or a parameter is trained no more.
+        """
+        for name, parameter in self._parameters.items():
+            if not parameter.requires_grad:
+                raise UsageError(
+                    f"a parameter is trained no more: {name}: step {step}: expected requires_grad to stay",
+                    hint="freeze it before the first step; a log is about the same parameters throughout",
+                )
+        if not self._sums:
+            return
+        for (name, parameter), before in zip(self._parameters.items(), self._sums, strict=True):
+            if not torch.equal(_checksum(parameter), before):
+                raise UsageError(
+                    f"something else than the optimizer changed a parameter: {name}: between the steps {step - 1} and "
+                    f"{step}",
+                    hint=_HINT,
+                )
+        now = self._state_now()
+        changed = next((key for key in self._state | now if self._state.get(key) != now.get(key)), None)
+        if changed is not None:
+            raise UsageError(
+                f"something else than the optimizer's steps changed its state: {changed[1]} of {changed[0]}: between "
+                f"the steps {step - 1} and {step}",
+                hint=_HINT,
+            )
+
+    def _state_now(self) -> dict[tuple[str, str], tuple[int, int]]:
+        return {
+            (name, kind): (id(value), value._version)
+            for name, parameter in self._parameters.items()
+            for kind, value in self._optimizer.state.get(parameter, {}).items()
+            if isinstance(value, Tensor)
+        }
+
+
+def _checksum(tensor: Tensor) -> Tensor:
+    """The sum of its bits as integers, modulo 2^64; of eight bytes at once where it can be read so."""
+    flat = tensor.detach().reshape(-1)
+    per_word = _WIDEST.itemsize // flat.element_size()
+    if flat.numel() % per_word or flat.storage_offset() % per_word:
+        return flat.view(INTEGER_VIEWS[flat.dtype]).sum(dtype=_WIDEST)
+    return flat.view(_WIDEST).sum()
