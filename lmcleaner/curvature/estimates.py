@@ -105,13 +105,16 @@ def estimate_diagonal(product: Product, like: Vector, probes: int, generator: to
     return Diagonal(entries)
 
 
-def estimate_low_rank(product: Product, like: Vector, rank: int, probes: int, generator: torch.Generator) -> LowRank:
+def estimate_low_rank(
+    product: Product, like: Vector, rank: int, probes: int, generator: torch.Generator, products: int | None = None
+) -> LowRank:
     """The largest eigenpairs, by Lanczos' iteration with full reorthogonalization, and the trace.
 
-    Twice as many products as pairs, and one: Ritz values lie below the eigenvalues and come near the largest first
-    (Golub & Van Loan, "Matrix Computations", §10.1 and §10.3). The trace within the basis is known then; the rest is
-    Hutchinson's mean of z·C·z over random signs z without their part in the basis (Meyer, Musco, Musco & Woodruff,
-    "Hutch++: Optimal Stochastic Trace Estimation", 2021), so that of a semidefinite C it is never less than the pairs'.
+    Twice as many products as pairs, and one, if no other number is given: Ritz values lie below the eigenvalues and
+    come near the largest first (Golub & Van Loan, "Matrix Computations", §10.1 and §10.3). The trace within the basis
+    is known then; the rest is Hutchinson's mean of z·C·z over random signs z without their part in the basis (Meyer,
+    Musco, Musco & Woodruff, "Hutch++: Optimal Stochastic Trace Estimation", 2021), so that of a semidefinite C it is
+    never less than the pairs'.
 
     Args:
         product: C·v with a symmetric C.
@@ -119,12 +122,13 @@ def estimate_low_rank(product: Product, like: Vector, rank: int, probes: int, ge
         rank: number of pairs; fewer come back where C has no more.
         probes: number of signs, a product each, for the trace; with none it is that within the basis.
         generator: of the first vector and the signs; on the CPU.
+        products: for the pairs, at most; None takes 2·rank + 1.
 
     Returns:
-        Ritz values and vectors, in float32 at least; 2·rank + 1 parameter vectors are held meanwhile.
+        Ritz values and vectors, in float32 at least; a parameter vector for each product is held meanwhile.
     """
     first = _flat([_random(part, generator) for part in like])
-    most = min(2 * rank + 1, len(first))
+    most = min(products or 2 * rank + 1, len(first))
     basis = first.new_empty(most, len(first))
     basis[0] = first / first.norm()
     diagonal, beside = list[float](), list[float]()

@@ -186,23 +186,29 @@ class Curvature:
         generator = torch.Generator().manual_seed(seed)
         return _flat(estimate_diagonal(self._product, self._source.parameters, probes, generator).entries)
 
-    def top_eigenpairs(self, rank: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """The largest eigenvalues and their vectors, by Lanczos' iteration: 2·rank + 1 products.
+    def top_eigenpairs(self, rank: int, seed: int = 0, products: int | None = None) -> tuple[Tensor, Tensor]:
+        """The largest eigenvalues and their vectors, by Lanczos' iteration.
+
+        The values lie below the eigenvalues, and the largest come near them first. With few products the last pairs are
+        far off, those of an indefinite matrix most; `(self @ vectors - vectors * values).norm(dim=0)` says how far.
 
         Args:
             rank: number of pairs; fewer come back where the products reach no more.
             seed: of the first vector.
+            products: at most, each of which keeps a vector; None takes 2·rank + 1.
 
         Returns:
-            Values `[rank]`, the largest first, and orthonormal vectors `[p, rank]`, in float32 at least. The values lie
-            below the eigenvalues; the largest come near them first.
+            Values `[rank]`, the largest first, and orthonormal vectors `[p, rank]`, in float32 at least.
 
         Raises:
-            UsageError: the rank is out of its range, or the vectors don't fit into memory.
+            UsageError: the rank is out of its range, there are fewer products than pairs, or the vectors don't fit into
+                memory.
         """
         check_rank(rank, self.shape[0], self.device, "rank")
+        if products is not None and products < rank:
+            raise UsageError(f"products: expected at least the rank, {rank}, found {products}")
         generator = torch.Generator().manual_seed(seed)
-        found = estimate_low_rank(self._product, self._source.parameters, rank, 0, generator)
+        found = estimate_low_rank(self._product, self._source.parameters, rank, 0, generator, products)
         return found.values, found.vectors.T
 
     def _product(self, vector: Sequence[Tensor]) -> list[Tensor]:

@@ -298,6 +298,19 @@ def test_the_largest_eigenpairs_are_the_dense_ones(mode: str) -> None:
     assert_close(operator(mode) @ vectors[:, :1], values[:1] * vectors[:, :1], tolerance=1e-4)
 
 
+def test_more_products_bring_the_pairs_of_an_indefinite_matrix_near() -> None:
+    """The largest eigenvalues of a Hessian lie close together, so that 2·rank + 1 products tell the first alone."""
+    curvature, rank = operator("exact"), 5
+    true = torch.linalg.eigvalsh(dense("exact")).flip(0)[:rank]
+    off = []
+    for products in (None, 60):
+        values, vectors = curvature.top_eigenpairs(rank, products=products)
+        assert (values <= true + 1e-9).all()
+        off.append(float((curvature @ vectors - vectors * values).norm(dim=0).max()))
+    assert torch.allclose(values, true, rtol=1e-3)
+    assert off[1] < 0.1 * off[0]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -315,6 +328,7 @@ def test_the_largest_eigenpairs_are_the_dense_ones(mode: str) -> None:
         (lambda: operator("GGN").diagonal(0), "probes: expected at least 1"),
         (lambda: operator("GGN").top_eigenpairs(0), "rank: expected 1 to"),
         (lambda: operator("GGN").top_eigenpairs(100_000), "rank: expected 1 to"),
+        (lambda: operator("GGN").top_eigenpairs(3, products=2), "products: expected at least the rank, 3, found 2"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make: Any, message: str) -> None:
