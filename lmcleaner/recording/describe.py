@@ -1,6 +1,6 @@
 """Describes a run that is about to start: the manifest of its log and the state that it starts from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -138,19 +138,20 @@ def describe_run(module: nn.Module, optimizer: torch.optim.Optimizer, descriptio
     )
 
 
-def take_checkpoint(step: int, module: nn.Module, optimizer: torch.optim.Optimizer, bits: Bits) -> Checkpoint:
+def take_checkpoint(
+    step: int, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer, bits: Bits
+) -> Checkpoint:
     """The full state before a step.
 
     Args:
         step: the step.
-        module: the model.
-        optimizer: its optimizer.
+        parameters: those that are trained.
+        optimizer: over them.
         bits: a copy of the parameters.
 
     Returns:
         The state.
     """
-    parameters = list(trainable_parameters(module).values())
     return Checkpoint(
         step=step,
         parameters=bits,

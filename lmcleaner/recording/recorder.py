@@ -165,8 +165,7 @@ class Recorder:
         finished = False
         try:
             if error is None:
-                self._end()
-                finished = True
+                finished = self._end()
         finally:
             self._close(finished, error)
         if finished and self._self_check and self.num_steps and self._processes.is_first:
@@ -218,7 +217,7 @@ class Recorder:
     def _open_log(self, start: Bits) -> LogWriter:
         threads = min(self._idle_cores or torch.get_num_threads(), _MAX_COMPRESSORS)
         if self._past is None:
-            checkpoint = take_checkpoint(0, self.module, self.optimizer, start)
+            checkpoint = take_checkpoint(0, self._parameters, self.optimizer, start)
             return LogWriter.create(self._store, self._manifest, checkpoint, overwrite=self._overwrite, threads=threads)
         writer = LogWriter.resume(self._store, threads=threads)
         if writer.num_steps != self._past.num_steps:
@@ -233,15 +232,24 @@ class Recorder:
         except (MemoryError, torch.OutOfMemoryError) as error:
             warnings.warn(f"the log doesn't know whether it can be replayed: out of memory: {error}", stacklevel=3)
 
-    def _end(self) -> None:
-        """Writes the last checkpoint."""
+    def _end(self) -> bool:
+        """Writes the last checkpoint; False where the run's last state isn't there any more."""
         if self._past is not None and self.num_steps < self._past.num_steps:
             raise MismatchError(
                 f"the loop ended too early: {self._store.location}: expected at least the log's "
                 f"{counted(self._past.num_steps, 'step')}, found {self.num_steps}",
                 hint="resume with the same number of steps; the log is as it was",
             )
+        changed = self._untouched.changed()
+        if changed is not None:
+            warnings.warn(
+                f"the log ends like that of an interrupted run, without a last checkpoint: {changed} was changed after "
+                f"the last step, {self.num_steps - 1}, whose model is the one that the log is about",
+                stacklevel=3,
+            )
+            return False
         self._write_checkpoint()
+        return True
 
     def _close(self, finished: bool, error: BaseException | None) -> None:
         """Closes the log; an error that is on its way already goes first."""
@@ -347,7 +355,7 @@ class Recorder:
             return
         self._writer.wait()
         bits = bits_of(self._parameters, self._writer.take())
-        self._writer.write_checkpoint(take_checkpoint(self.num_steps, self.module, self.optimizer, bits))
+        self._writer.write_checkpoint(take_checkpoint(self.num_steps, self._parameters, self.optimizer, bits))
         self._last_checkpoint = self.num_steps
 
 

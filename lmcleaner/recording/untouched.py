@@ -12,7 +12,6 @@ from lmcleaner.formats.errors import UsageError
 from lmcleaner.training.vectors import INTEGER_VIEWS
 
 _WIDEST = torch.int64
-_HINT = "a replay takes the optimizer's steps alone; what changes a run besides can't be recorded"
 
 
 class Untouched:
@@ -26,12 +25,12 @@ class Untouched:
             optimizer: over them.
         """
         self._parameters, self._optimizer = parameters, optimizer
-        self._sums: list[Tensor] = []
+        self._sums: list[tuple[torch.dtype, Tensor]] = []
         self._state: dict[tuple[str, str], tuple[int, int]] = {}
 
     def note(self) -> None:
         """Notes what a step has left behind."""
-        self._sums = [_checksum(parameter) for parameter in self._parameters.values()]
+        self._sums = [(parameter.dtype, _checksum(parameter)) for parameter in self._parameters.values()]
         self._state = self._state_now()
 
     def check(self, step: int) -> None:
@@ -43,29 +42,27 @@ class Untouched:
         Raises:
             UsageError: a parameter or the optimizer's state was changed since, or a parameter is trained no more.
         """
-        for name, parameter in self._parameters.items():
-            if not parameter.requires_grad:
-                raise UsageError(
-                    f"a parameter is trained no more: {name}: step {step}: expected requires_grad to stay",
-                    hint="freeze it before the first step; a log is about the same parameters throughout",
-                )
-        if not self._sums:
-            return
-        for (name, parameter), before in zip(self._parameters.items(), self._sums, strict=True):
-            if not torch.equal(_checksum(parameter), before):
-                raise UsageError(
-                    f"something else than the optimizer changed a parameter: {name}: between the steps {step - 1} and "
-                    f"{step}",
-                    hint=_HINT,
-                )
-        now = self._state_now()
-        changed = next((key for key in self._state | now if self._state.get(key) != now.get(key)), None)
+        frozen = next((name for name, parameter in self._parameters.items() if not parameter.requires_grad), None)
+        if frozen is not None:
+            raise UsageError(
+                f"a parameter is trained no more: {frozen}: step {step}: expected requires_grad to stay",
+                hint="freeze it before the first step; a log is about the same parameters throughout",
+            )
+        changed = self.changed()
         if changed is not None:
             raise UsageError(
-                f"something else than the optimizer's steps changed its state: {changed[1]} of {changed[0]}: between "
-                f"the steps {step - 1} and {step}",
-                hint=_HINT,
+                f"something else than the optimizer's steps changed {changed}: between the steps {step - 1} and {step}",
+                hint="a replay takes the optimizer's steps alone; what changes a run besides can't be recorded",
             )
+
+    def changed(self) -> str | None:
+        """What was changed since it was noted, a parameter or a part of the optimizer's state; None if nothing was."""
+        for (name, parameter), before in zip(self._parameters.items(), self._sums, strict=False):
+            if not _has_sum(parameter, before):
+                return name
+        now = self._state_now() if self._sums else {}
+        key = next((key for key in self._state | now if self._state.get(key) != now.get(key)), None)
+        return None if key is None else f"the optimizer's {key[1]} of {key[0]}"
 
     def _state_now(self) -> dict[tuple[str, str], tuple[int, int]]:
         return {
@@ -74,6 +71,12 @@ class Untouched:
             for kind, value in self._optimizer.state.get(parameter, {}).items()
             if isinstance(value, Tensor)
         }
+
+
+def _has_sum(parameter: Tensor, noted: tuple[torch.dtype, Tensor]) -> bool:
+    """Whether its bits are what they were, wherever they lie now."""
+    dtype, before = noted
+    return parameter.dtype == dtype and torch.equal(_checksum(parameter).to(before.device), before)
 
 
 def _checksum(tensor: Tensor) -> Tensor:

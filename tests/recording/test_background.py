@@ -51,7 +51,7 @@ class Fixture:
         model = nn.Linear(3, 2)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         manifest = describe_run(model, optimizer, RunDescription(model_source="none"))
-        start = take_checkpoint(0, model, optimizer, bits_of(model.parameters()))
+        start = take_checkpoint(0, [*model.parameters()], optimizer, bits_of(model.parameters()))
         self.store = Gate(folder)
         self.bits = start.parameters.copy()
         self.writer = BackgroundWriter(LogWriter.create(self.store, manifest, start), spare=start.parameters)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,23 +13,26 @@ from transformers import AutoModelForCausalLM
 from lmcleaner import Recorder, RunDescription, TrainingLog, UsageError, Watch, verify
 
 STEPS, EVENT = 6, 4
-Act = Callable[[nn.Module, torch.optim.Optimizer], None]
+EVERY = 4  # steps between checkpoints
+Act = Callable[[nn.Module, torch.optim.Optimizer], object]
 
 
-def _train(base: Path, log: Path, act: Act, *, watched: bool = False) -> None:
-    """Something happens once before the step `EVENT`, where no self-check would look."""
+def _train(base: Path, log: Path, act: Act, *, event: int = EVENT, watched: bool = False) -> None:
+    """Something happens once before a step, or after the last."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(base).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    description = RunDescription(model_source=str(base), checkpoint_every=STEPS)
+    description = RunDescription(model_source=str(base), checkpoint_every=EVERY)
     with Watch(log) if watched else Recorder(log, model, optimizer, description):
         for step in range(STEPS):
-            if step == EVENT:
+            if step == event:
                 act(model, optimizer)
             tokens = torch.randint(3, 20, (2, 6), generator=torch.Generator().manual_seed(step))
             model(input_ids=tokens, labels=tokens).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
+        if event == STEPS:
+            act(model, optimizer)
 
 
 @torch.no_grad()
@@ -70,13 +74,13 @@ def _frozen(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 REFUSED: dict[str, tuple[Act, str]] = {
-    "a parameter": (_scaled, "changed a parameter: model.embed_tokens.weight: between the steps 3 and 4"),
-    "a parameter, past autograd": (_scaled_data, "changed a parameter: model.embed_tokens.weight"),
-    "the last bit of one element": (_one_element, "changed a parameter"),
-    "all parameters": (_other_optimizer, "changed a parameter"),
-    "a state that is cleared": (_state_cleared, "changed its state: .* of model.embed_tokens.weight: between"),
-    "a state that is scaled": (_state_scaled, "changed its state: exp_avg of model.embed_tokens.weight"),
-    "a state that is loaded": (_state_loaded, "changed its state"),
+    "a parameter": (_scaled, "changed model.embed_tokens.weight: between the steps 3 and 4"),
+    "a parameter, past autograd": (_scaled_data, "changed model.embed_tokens.weight"),
+    "the last bit of one element": (_one_element, "changed model.norm.weight"),
+    "all parameters": (_other_optimizer, "changed model.embed_tokens.weight"),
+    "a state that is cleared": (_state_cleared, "changed the optimizer.s .* of model.embed_tokens.weight: between"),
+    "a state that is scaled": (_state_scaled, "changed the optimizer.s exp_avg of model.embed_tokens.weight"),
+    "a state that is loaded": (_state_loaded, "changed the optimizer.s"),
     "a parameter that is frozen": (_frozen, "is trained no more: model.embed_tokens.weight: step 4"),
 }
 
@@ -114,3 +118,28 @@ def test_what_leaves_a_run_as_it_was_may_happen(act: Act, base_model: Path, tmp_
     log = TrainingLog(tmp_path / "log")
     assert log.num_steps == STEPS
     assert verify(log, replay_steps=STEPS).is_sound
+
+
+def _halved(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    model.half()
+
+
+@pytest.mark.parametrize("act", [_scaled, _halved, _state_cleared])
+def test_what_is_changed_after_the_last_step_is_not_taken_for_its_state(
+    act: Act, base_model: Path, tmp_path: Path
+) -> None:
+    """As by a trainer that loads its best checkpoint in the end."""
+    _train(base_model, tmp_path / "whole", _looked_at, event=STEPS)
+    with pytest.warns(UserWarning, match="was changed after the last step, 5"):
+        _train(base_model, tmp_path / "log", act, event=STEPS)
+    whole, log = TrainingLog(tmp_path / "whole"), TrainingLog(tmp_path / "log")
+    assert whole.commit.finished
+    assert not log.commit.finished
+    assert log.checkpoint_steps == (0, EVERY)
+    assert np.array_equal(log.parameters(STEPS), whole.parameters(STEPS))
+    assert verify(log, replay_steps=STEPS).is_sound
+
+
+def test_a_model_that_is_frozen_after_the_last_step_ends_the_log_as_usual(base_model: Path, tmp_path: Path) -> None:
+    _train(base_model, tmp_path / "log", lambda model, _: model.requires_grad_(False), event=STEPS)
+    assert TrainingLog(tmp_path / "log").commit.finished
