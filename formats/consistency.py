@@ -89,6 +89,16 @@ def problem_of_table(name: str, rows: NDArray[Any], commit: Commit, manifest: Ma
         return f"expected finite factors above 0, found {rows.min()} to {rows.max()}"
     if name == "steps/loss_scale" and len(rows) and (rows == 1).all():
         return "expected a factor other than 1, found none"
+    if name == "steps/parameters_blake3":
+        return _problem_of_parameters(rows, commit)
+    return None
+
+
+def _problem_of_parameters(rows: NDArray[Any], commit: Commit) -> str | None:
+    """A checkpoint holds what the step before it led to, or somebody changed θ in between."""
+    for step, checkpoint in commit.checkpoints.items():
+        if step and rows[step - 1].tobytes().hex() != checkpoint.blake3["parameters"]:
+            return f"expected the parameters that checkpoint {step} holds, found others"
     return None
 
 

@@ -369,6 +369,23 @@ def other_bits(run: Run) -> Run:
     return replace(run, parameters=(*run.parameters[:2], bits, run.parameters[3]))
 
 
+@pytest.mark.parametrize("updates", ["lossless", "int8", "none"])
+def test_a_checkpoint_of_other_parameters_than_the_step_led_to_is_found(
+    updates: str, make_run: MakeRun, write_run: WriteRun, tmp_path: Path
+) -> None:
+    """Somebody changed θ behind the last step, and what was left was taken for the run's last state."""
+    run = make_run(num_steps=3, updates=updates)
+    last = run.checkpoints[3]
+    bits = last.parameters.copy()
+    bits[-1] ^= 1
+    changed = replace(run, checkpoints=run.checkpoints | {3: replace(last, parameters=bits)})
+    log = TrainingLog(write_run(tmp_path / "log", changed))
+    problems = [problem for problem in find_problems(log) if problem is not None]
+    assert [(problem.array, problem.message) for problem in problems][:1] == [
+        ("steps/parameters_blake3", "expected the parameters that checkpoint 3 holds, found others")
+    ]
+
+
 CHANGES: dict[str, Callable[[Run], Run]] = {
     "a token": lambda run: another_sample(run, tokens=1),
     "a label": lambda run: another_sample(run, labels=1),
