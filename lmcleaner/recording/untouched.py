@@ -13,6 +13,8 @@ from lmcleaner.training.vectors import INTEGER_VIEWS
 
 _WIDEST = torch.int64
 
+_Marks = dict[tuple[str, str], tuple[int, int]]  # parameter and kind of its state -> which tensor, changed how often
+
 
 class Untouched:
     """Parameters by a checksum of their bits, the optimizer's state by its tensors and how often each was changed."""
@@ -26,12 +28,12 @@ class Untouched:
         """
         self._parameters, self._optimizer = parameters, optimizer
         self._sums: list[tuple[torch.dtype, Tensor]] = []
-        self._state: dict[tuple[str, str], tuple[int, int]] = {}
+        self._marks: _Marks = {}
 
     def note(self) -> None:
         """Notes what a step has left behind."""
         self._sums = [(parameter.dtype, _checksum(parameter)) for parameter in self._parameters.values()]
-        self._state = self._state_now()
+        self._marks = self._marks_now()
 
     def check(self, step: int) -> None:
         """Makes sure that a step finds what the one before it left.
@@ -57,14 +59,18 @@ class Untouched:
 
     def changed(self) -> str | None:
         """What was changed since it was noted, a parameter or a part of the optimizer's state; None if nothing was."""
-        for (name, parameter), before in zip(self._parameters.items(), self._sums, strict=False):
+        if not self._sums:
+            return None
+        for (name, parameter), before in zip(self._parameters.items(), self._sums, strict=True):
             if not _has_sum(parameter, before):
                 return name
-        now = self._state_now() if self._sums else {}
-        key = next((key for key in self._state | now if self._state.get(key) != now.get(key)), None)
-        return None if key is None else f"the optimizer's {key[1]} of {key[0]}"
+        now = self._marks_now()
+        for name, kind in self._marks | now:
+            if self._marks.get((name, kind)) != now.get((name, kind)):
+                return f"the optimizer's {kind} of {name}"
+        return None
 
-    def _state_now(self) -> dict[tuple[str, str], tuple[int, int]]:
+    def _marks_now(self) -> _Marks:
         return {
             (name, kind): (id(value), value._version)
             for name, parameter in self._parameters.items()

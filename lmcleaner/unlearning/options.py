@@ -125,13 +125,11 @@ class UnlearnOptions:
         Raises:
             UsageError: a value is out of its range, or two don't go together.
         """
-        self._take_words()
+        self._normalize()
         self._check_types()
         for name, kind in _CHOICES.items():
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, choose(kind, getattr(self, name), name.replace("_", "-")))
-        if self.output is not None:
-            object.__setattr__(self, "output", Path(self.output))  # whatever names it
         if not self.requests:
             raise UsageError("--forget is missing: expected at least one request")
         if self.K not in {None, "auto"} and not (_is_a(Integral, self.K) and int(self.K) >= 0):
@@ -153,8 +151,17 @@ class UnlearnOptions:
         if self.propagation is Propagation.PAPER:
             self._check_paper()
 
-    def _take_words(self) -> None:
-        """Takes "all", and a mode's name or "auto", as the command line does."""
+    def _normalize(self) -> None:
+        """Brings into one form what may be given in several: requests, a folder, and the command line's words."""
+        if isinstance(self.forget, bytes | Mapping) or not isinstance(self.forget, str | Path | Iterable):
+            raise UsageError(
+                f"--forget: expected a file, digests or steps, or several of them, found {self.forget!r}",
+                hint='such as "forget.jsonl", "steps:3,7-9", or a list of digests',
+            )
+        if not isinstance(self.forget, str | Path):
+            object.__setattr__(self, "forget", tuple(self.forget))  # an iterator is gone when it was read once
+        if self.output is not None:
+            object.__setattr__(self, "output", Path(self.output))
         if str(self.K) == "all":
             object.__setattr__(self, "K", None)
         if not isinstance(self.hessian_mode, HessianMode):
@@ -163,13 +170,6 @@ class UnlearnOptions:
 
     def _check_types(self) -> None:
         """What would fail only when it is used, perhaps after the work is done."""
-        if isinstance(self.forget, bytes | Mapping) or not isinstance(self.forget, str | Path | Iterable):
-            raise UsageError(
-                f"--forget: expected a file, digests or steps, or several of them, found {self.forget!r}",
-                hint='such as "forget.jsonl", "steps:3,7-9", or a list of digests',
-            )
-        if not isinstance(self.forget, str | Path):
-            object.__setattr__(self, "forget", tuple(self.forget))  # an iterator is gone when it was read once
         for name, kind in _NUMBERS.items():
             value = getattr(self, name)
             if not (_is_a(kind, value) or (value is None and name in _OPTIONAL)):
@@ -257,7 +257,10 @@ def mode_options(text: str, tolerance: float | None) -> dict[str, Any]:
     if text.lower() == AUTO:
         return {"hessian_mode": HessianMode.SECANT, "tolerance": DEFAULT_TOLERANCE if tolerance is None else tolerance}
     if tolerance is not None:
-        raise UsageError(f"--tolerance belongs to --hessian-mode auto: found --hessian-mode {text}")
+        raise UsageError(
+            f"--tolerance belongs to --hessian-mode auto: found --hessian-mode {text}",
+            hint="auto takes the cheapest mode within the tolerance, and secant where there is none",
+        )
     found = next((mode for mode in HessianMode if mode.lower() == text.lower()), None)
     if found is None:
         raise UsageError(f"--hessian-mode: expected one of {[*map(str, HessianMode), AUTO]}, found {text!r}")

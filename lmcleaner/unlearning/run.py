@@ -18,7 +18,7 @@ from lmcleaner.choices import DEFAULT_RANK, HessianMode
 from lmcleaner.curvature.estimates import check_rank
 from lmcleaner.formats.audit_document import AUDIT_FILE, Document, encode_audit, write_audit
 from lmcleaner.formats.canonical import sha256_hex
-from lmcleaner.formats.errors import InsufficientLogError, UsageError
+from lmcleaner.formats.errors import InsufficientLogError
 from lmcleaner.formats.ledger import Ledger, read_ledger
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.store import Store
@@ -35,7 +35,7 @@ from lmcleaner.unlearning.counterfactual import Counterfactual
 from lmcleaner.unlearning.earlier import earlier_requests
 from lmcleaner.unlearning.entering import Desk, not_entered, open_desk
 from lmcleaner.unlearning.kept import StateKeeper, keeping_states
-from lmcleaner.unlearning.options import UnlearnOptions
+from lmcleaner.unlearning.options import UnlearnOptions, mode_options
 from lmcleaner.unlearning.plan import Plan, make_plan, plan_lines
 from lmcleaner.unlearning.redaction import open_to_redact, redaction
 from lmcleaner.unlearning.remaining import find_remaining
@@ -113,11 +113,8 @@ def unlearn(
     chosen = (
         replace(forget, **options) if isinstance(forget, UnlearnOptions) else UnlearnOptions(forget=forget, **options)
     )
-    if chosen.tolerance is not None and chosen.hessian_mode is not HessianMode.SECANT:
-        raise UsageError(
-            f"--tolerance belongs to --hessian-mode auto: found --hessian-mode {chosen.hessian_mode}",
-            hint='hessian_mode="auto" takes the cheapest mode within the tolerance, and secant where there is none',
-        )
+    if chosen.hessian_mode is not HessianMode.SECANT:
+        mode_options(chosen.hessian_mode, chosen.tolerance)  # refuses a tolerance that no mode would be chosen by
     return _serve(location, chosen, progress or Silent())
 
 

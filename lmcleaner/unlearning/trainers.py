@@ -91,7 +91,7 @@ class LMCleanerSampleLevel(Trainer):
         self._log_dir, self._batch_size = training_log_dir, batch_size_at_training
         self._audit_dir = Path(audit_dir) if audit_dir is not None else Path(str(self.args.output_dir)) / "audit"
         self._chosen: dict[str, Any] = {
-            "K": None if K == "all" else K, "hessian_mode": hessian_mode, "damping": damping, "model": base_model,
+            "K": K, "hessian_mode": hessian_mode, "damping": damping, "model": base_model,
             "level": self.level, "ledger": False,
         }  # fmt: skip
         UnlearnOptions(forget="steps:0", output=None, dry_run=True, **self._chosen)  # checks ranges

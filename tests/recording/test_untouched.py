@@ -49,7 +49,7 @@ def _one_element(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     last[-1] = torch.nextafter(last[-1], torch.tensor(2.0))
 
 
-def _other_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _all_moved(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     torch.nn.utils.vector_to_parameters(
         torch.nn.utils.parameters_to_vector(model.parameters()) - 1e-3, model.parameters()
     )
@@ -77,7 +77,7 @@ REFUSED: dict[str, tuple[Act, str]] = {
     "a parameter": (_scaled, "changed model.embed_tokens.weight: between the steps 3 and 4"),
     "a parameter, past autograd": (_scaled_data, "changed model.embed_tokens.weight"),
     "the last bit of one element": (_one_element, "changed model.norm.weight"),
-    "all parameters": (_other_optimizer, "changed model.embed_tokens.weight"),
+    "all parameters": (_all_moved, "changed model.embed_tokens.weight"),
     "a state that is cleared": (_state_cleared, "changed the optimizer.s .* of model.embed_tokens.weight: between"),
     "a state that is scaled": (_state_scaled, "changed the optimizer.s exp_avg of model.embed_tokens.weight"),
     "a state that is loaded": (_state_loaded, "changed the optimizer.s"),
