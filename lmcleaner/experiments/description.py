@@ -13,7 +13,7 @@ from lmcleaner.experiments.values import built, check_keys, keys_of, values_for
 from lmcleaner.formats.errors import UsageError
 from lmcleaner.recording.options import RecordOptions
 from lmcleaner.unlearning.classic import AUDIT_RECORDS
-from lmcleaner.unlearning.options import UnlearnOptions, mode_options
+from lmcleaner.unlearning.options import DEFAULT_MODE, UnlearnOptions, mode_options
 
 Section = Mapping[str, Marked]
 
@@ -237,13 +237,14 @@ def _unlearn_values(unlearn: Section) -> dict[str, Any]:
     if "K" in words and words["K"].value == "all":
         del words["K"]
         values["K"] = None
-    marked = words.pop("hessian_mode", None)
+    mode = words.pop("hessian_mode", None)
     values |= values_for(UnlearnOptions, words)
-    if marked is not None:
+    named = mode or words.get("tolerance")
+    if named is not None:
         try:
-            values |= mode_options(str(marked.plain), values.get("tolerance"))
+            values |= mode_options(str(mode.plain if mode else DEFAULT_MODE), values.get("tolerance"))
         except UsageError as error:
-            raise UsageError(f"{marked.place}: {error.message}", hint=error.hint) from error
+            raise UsageError(f"{named.place}: {error.message}", hint=error.hint) from error
     return values
 
 

@@ -11,6 +11,7 @@ from lmcleaner.choices import DEFAULT_RANK, Denominator, HessianMode, Level, Pro
 from lmcleaner.formats.errors import UsageError
 
 DEFAULT_K = 800
+DEFAULT_MODE = HessianMode.GGN
 DEFAULT_SETTLE_TOLERANCE = 0.1
 DEFAULT_DAMPING = 1e-4
 DEFAULT_TOLERANCE = 0.1
@@ -100,7 +101,7 @@ class UnlearnOptions:
     level: Level | None = None
     K: Steps = DEFAULT_K
     settle_tolerance: float = DEFAULT_SETTLE_TOLERANCE
-    hessian_mode: HessianMode = HessianMode.GGN
+    hessian_mode: HessianMode = DEFAULT_MODE
     tolerance: float | None = None
     propagation: Propagation = Propagation.OPTIMIZER
     denominator: Denominator = Denominator.LOGGED

@@ -176,6 +176,9 @@ REFUSED: dict[str, tuple[str, str, str]] = {
         "unlearn: {forget: a, training_log_dir: b}\ngrid:\n  unlearn:\n    hessian_mode: [GGN, newton]",
         r"line 4: grid.unlearn.hessian_mode\[1\]: --hessian-mode: expected one of", "",
     ),
+    "a tolerance beside no mode": (
+        "unlearn:\n  forget: a\n  tolerance: 0.1", "line 3: unlearn.tolerance: --tolerance belongs", "auto takes the",
+    ),
     "a key twice": ("unlearn:\n  K: 3\n  K: 4", "line 3: unlearn: K stands here a second time", ""),
     "no model": ("record:\n  data: b\nunlearn: {forget: a}", "line 1: record: model is missing", ""),
     "no list": ("grid:\n  unlearn:\n    K: 3", "line 3: grid.unlearn.K: expected a list, found 3", ""),
