@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lmcleaner.audit.check import AuditReport, audit_model
+from lmcleaner.audit.check import audit_model
 from lmcleaner.audit.options import AuditOptions
 from lmcleaner.formats.audit_document import read_audit, schema_problems
 from lmcleaner.formats.errors import DamagedError, NotFoundError, VersionError
+from serving import failed_checks
 from tiny_runs import TinyRun, record_tiny, unlearn_tiny
 
 Document = dict[str, Any]
@@ -31,13 +32,9 @@ def copied(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "copied"))
 
 
-def _failed(report: AuditReport) -> dict[str, str]:
-    return {name: problem for name, problem in report.checks.items() if problem is not None}
-
-
 def test_what_was_made_passes_with_its_oracle(made: Path, adamw_run: TinyRun) -> None:
     report = audit_model(made, adamw_run.log, AuditOptions(oracle=True))
-    assert _failed(report) == {}
+    assert failed_checks(report) == {}
     assert report.oracle is not None
     assert report.oracle["relative_error"] == pytest.approx(report.document["oracle"]["relative_error"], abs=1e-9)
     assert report.oracle["oracle"]["forgotten"]["kl_from_oracle"] == 0.0
@@ -47,7 +44,7 @@ def test_what_was_made_passes_with_its_oracle(made: Path, adamw_run: TinyRun) ->
 @pytest.mark.parametrize("request_", ["steps:2,5", "forget"])
 def test_batch_level_passes_too(request_: str, adamw_run: TinyRun, tmp_path: Path) -> None:
     unlearn_tiny(adamw_run, tmp_path / "out", "secant", forget=request_, level="batch", oracle=True)
-    assert _failed(audit_model(tmp_path / "out", adamw_run.log, AuditOptions(oracle=True))) == {}
+    assert failed_checks(audit_model(tmp_path / "out", adamw_run.log, AuditOptions(oracle=True))) == {}
 
 
 def test_the_document_holds_no_content_of_a_sample(made: Path, adamw_run: TinyRun) -> None:
@@ -129,7 +126,7 @@ def test_a_bent_document_fails(case: str, copied: Path, adamw_run: TinyRun) -> N
     (copied / "audit.json").write_text(json.dumps(document))
     report = audit_model(copied, adamw_run.log)
     assert not report.passed
-    assert check in _failed(report)
+    assert check in failed_checks(report)
 
 
 def _forget_files(folder: Path) -> None:
@@ -142,9 +139,9 @@ def _forget_files(folder: Path) -> None:
 def test_old_weights_in_the_folder_fail(copied: Path, adamw_run: TinyRun) -> None:
     """The reference implementation wrote the trained weights back and reported success."""
     shutil.copy(adamw_run.trained / "model.safetensors", copied / "model.safetensors")
-    assert set(_failed(audit_model(copied, adamw_run.log))) == {"files"}
+    assert set(failed_checks(audit_model(copied, adamw_run.log))) == {"files"}
     _forget_files(copied)
-    assert {"model", "change"} <= set(_failed(audit_model(copied, adamw_run.log)))
+    assert {"model", "change"} <= set(failed_checks(audit_model(copied, adamw_run.log)))
 
 
 def test_one_changed_weight_fails(copied: Path, adamw_run: TinyRun) -> None:
@@ -152,14 +149,14 @@ def test_one_changed_weight_fails(copied: Path, adamw_run: TinyRun) -> None:
     name = next(iter(weights))
     weights[name].view(-1)[0] = torch.nextafter(weights[name].view(-1)[0], torch.tensor(9.0))
     save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
-    assert set(_failed(audit_model(copied, adamw_run.log))) == {"files"}
+    assert set(failed_checks(audit_model(copied, adamw_run.log))) == {"files"}
     _forget_files(copied)
-    assert "model" in _failed(audit_model(copied, adamw_run.log))
+    assert "model" in failed_checks(audit_model(copied, adamw_run.log))
 
 
 def test_another_log_fails(made: Path, base_model: Path, tmp_path: Path) -> None:
     other = record_tiny(base_model, tmp_path, seed=7)
-    assert "log" in _failed(audit_model(made, other.log))
+    assert "log" in failed_checks(audit_model(made, other.log))
 
 
 def test_a_folder_without_a_document_is_not_found(tmp_path: Path, adamw_run: TinyRun) -> None:

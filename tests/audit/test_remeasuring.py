@@ -13,7 +13,6 @@ from tampering import changed, places, value_at, with_value
 
 from lmcleaner.audit.agreement import Agreement
 from lmcleaner.audit.asked import asked_problem
-from lmcleaner.audit.check import AuditReport
 from lmcleaner.audit.evaluation import evals_files, write_evaluation
 from lmcleaner.audit.holding import compare_file, held_against
 from lmcleaner.audit.measuring import Measured, find_wanted, measure
@@ -23,6 +22,7 @@ from lmcleaner.choices import Rounding
 from lmcleaner.formats.audit_document import as_unlearned, read_audit, schema_problems
 from lmcleaner.progress import Silent
 from lmcleaner.training.numerics import restored_numerics
+from serving import failed_checks
 from tiny_runs import TinyRun, record_tiny, rows, unlearn_tiny, write_rows
 
 # Where something lies, and what a task is called: what isn't there is told, and nothing of it is a result.
@@ -170,14 +170,10 @@ def test_every_change_of_the_files_of_scores_is_found(made: Made, tmp_path: Path
     assert unfound == []
 
 
-def _failed(report: AuditReport) -> dict[str, str]:
-    return {name: problem for name, problem in report.checks.items() if problem is not None}
-
-
 def test_verifying_writes_nothing_and_finds_the_same_bits(made: Made) -> None:
     before = {path: path.read_bytes() for path in made.folder.rglob("*") if path.is_file()}
     report = verify_audit(made.folder, made.run.log, made.options)
-    assert _failed(report) == {}
+    assert failed_checks(report) == {}
     assert {"evaluation", "evals", "oracle", "sweep"} <= report.checks.keys()
     assert report.unchecked.keys() == {"document"}
     assert report.remeasured is not None

@@ -1,8 +1,9 @@
 """Small real runs: a Llama of a few thousand parameters, its tokenizer, rows, and a recorded training."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,14 @@ class TinyRun:
 
     def open(self) -> TrainingLog:
         return TrainingLog(self.log)
+
+    def copied(self, log: Path) -> "TinyRun":
+        """The same run with a copy of its log, which may be changed."""
+        return replace(self, log=Path(shutil.copytree(self.log, log)))
+
+    def digests(self, start: int, stop: int) -> str:
+        """A request for samples of the log, in the order of their first use."""
+        return ",".join(digest.hex() for digest in list(self.open().sample_rows)[start:stop])
 
     def replay_model(self) -> ReplayModel:
         manifest = self.open().manifest

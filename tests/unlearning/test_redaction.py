@@ -17,13 +17,11 @@ import pytest
 import torch
 import zarr
 from numpy.typing import NDArray
-from typer.testing import CliRunner, Result
 
 from lmcleaner.audit.check import audit_model
 from lmcleaner.audit.history import tombstones
 from lmcleaner.audit.options import AuditOptions
 from lmcleaner.choices import HessianMode
-from lmcleaner.cli.main import app
 from lmcleaner.formats.canonical import sha256_hex
 from lmcleaner.formats.errors import (
     ExistsError,
@@ -47,6 +45,7 @@ from lmcleaner.recording.recorder import Recorder
 from lmcleaner.training.models import load_model
 from lmcleaner.unlearning.options import UnlearnOptions
 from lmcleaner.unlearning.run import unlearn
+from serving import lmcleaner
 from tiny_runs import (
     SETTINGS,
     Recording,
@@ -77,16 +76,7 @@ def dropout_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(adamw_run: TinyRun, tmp_path: Path) -> TinyRun:
-    return _copy(adamw_run, tmp_path / "copied")
-
-
-def _copy(run: TinyRun, log: Path) -> TinyRun:
-    return TinyRun(run.base, run.data, Path(shutil.copytree(run.log, log)), run.trained, run.options)
-
-
-def _digests(run: TinyRun, start: int, stop: int) -> str:
-    """Samples of the log in the order of their first use; no step holds all of them."""
-    return ",".join(digest.hex() for digest in list(run.open().sample_rows)[start:stop])
+    return adamw_run.copied(tmp_path / "copied")
 
 
 def _redact(run: TinyRun, output: Path, forget: str, **options: Any) -> dict[str, Any]:
@@ -131,7 +121,7 @@ def _contents(log: Path) -> Iterator[bytes]:
 
 def test_no_byte_of_the_rows_is_left(copied: TinyRun, tmp_path: Path) -> None:
     log = copied.open()
-    forget = _digests(copied, 5, 8)
+    forget = copied.digests(5, 8)
     needles = _needles(log, [bytes.fromhex(digest) for digest in forget.split(",")])
     assert needles
     found = [needle for needle in needles if any(needle in content for content in _contents(copied.log))]
@@ -142,7 +132,7 @@ def test_no_byte_of_the_rows_is_left(copied: TinyRun, tmp_path: Path) -> None:
 
 
 def test_a_tombstone_keeps_length_digest_and_place(adamw_run: TinyRun, copied: TinyRun, tmp_path: Path) -> None:
-    before, forget = adamw_run.open(), _digests(copied, 5, 7)
+    before, forget = adamw_run.open(), copied.digests(5, 7)
     _redact(copied, tmp_path / "out", forget)
     after = copied.open()
     assert list(after.sample_rows) == list(before.sample_rows)
@@ -164,7 +154,7 @@ def test_the_log_is_sound_replays_and_ends_with_the_unlearned_model(
     setting: str, dropout_model: Path, tmp_path: Path
 ) -> None:
     run = record_tiny(dropout_model, tmp_path, **RUNS[setting])
-    before, forget = _copy(run, tmp_path / "before").open(), _digests(run, 13, 15)
+    before, forget = run.copied(tmp_path / "before").open(), run.digests(13, 15)
     document = _redact(run, tmp_path / "out", forget, oracle=True)
     assert document["oracle"]["relative_error"] == 0.0
     log = run.open()
@@ -190,8 +180,8 @@ def test_one_request_after_the_other_is_both_at_once(
     setting: str, denominator: str, dropout_model: Path, tmp_path: Path
 ) -> None:
     apart = record_tiny(dropout_model, tmp_path, **RUNS[setting])
-    together = _copy(apart, tmp_path / "together")
-    first, second = _digests(apart, 3, 5), _digests(apart, 8, 12)
+    together = apart.copied(tmp_path / "together")
+    first, second = apart.digests(3, 5), apart.digests(8, 12)
     both = f"{first},{second}"
     _redact(apart, tmp_path / "a", first, denominator=denominator)
     _redact(apart, tmp_path / "ab", second, denominator=denominator)
@@ -213,10 +203,10 @@ def _assert_same(left: TrainingLog, right: TrainingLog) -> None:
 
 
 def test_a_request_without_redaction_goes_on_from_a_redacted_log(copied: TinyRun, tmp_path: Path) -> None:
-    both = f"{_digests(copied, 3, 5)},{_digests(copied, 8, 12)}"
+    both = f"{copied.digests(3, 5)},{copied.digests(8, 12)}"
     unlearn_tiny(copied, tmp_path / "both", forget=both)
-    _redact(copied, tmp_path / "a", _digests(copied, 3, 5))
-    unlearn_tiny(copied, tmp_path / "ab", forget=_digests(copied, 8, 12))
+    _redact(copied, tmp_path / "a", copied.digests(3, 5))
+    unlearn_tiny(copied, tmp_path / "ab", forget=copied.digests(8, 12))
     assert same_bits(parameters_in(tmp_path / "ab"), parameters_in(tmp_path / "both"))
 
 
@@ -228,7 +218,7 @@ def test_a_microbatch_of_forgotten_rows_alone(denominator: str, base_model: Path
     log = run.open()
     assert log.step(2).microbatches[1].loss == 0.0
     assert verify(log, replay_steps=log.num_steps).is_sound
-    _redact(run, tmp_path / "more", _digests(run, 15, 16), denominator=denominator)
+    _redact(run, tmp_path / "more", run.digests(15, 16), denominator=denominator)
 
 
 def test_a_label_that_padding_predicts_goes_with_its_row(base_model: Path, tmp_path: Path) -> None:
@@ -262,7 +252,7 @@ def test_a_label_that_padding_predicts_goes_with_its_row(base_model: Path, tmp_p
 @pytest.mark.parametrize("setting", ["adamw", "int8 updates and gradients", "no updates, lossless gradients"])
 def test_skipped_steps_leave_the_log(setting: str, base_model: Path, tmp_path: Path) -> None:
     apart = record_tiny(base_model, tmp_path, **RUNS[setting])
-    before, together = _copy(apart, tmp_path / "before").open(), _copy(apart, tmp_path / "together")
+    before, together = apart.copied(tmp_path / "before").open(), apart.copied(tmp_path / "together")
     _redact(apart, tmp_path / "a", "steps:2,3")
     log = apart.open()
     assert log.num_steps == before.num_steps - 2
@@ -275,7 +265,7 @@ def test_skipped_steps_leave_the_log(setting: str, base_model: Path, tmp_path: P
 
 
 def test_rows_whose_steps_are_skipped_leave_the_log(copied: TinyRun, tmp_path: Path) -> None:
-    forget = _digests(copied, 5, 6)
+    forget = copied.digests(5, 6)
     document = _redact(copied, tmp_path / "out", forget, level="batch")
     log = copied.open()
     assert bytes.fromhex(forget) not in log.sample_rows
@@ -323,7 +313,7 @@ unlearn(Mortal(Path(log), writable=True), options)
 
 @pytest.mark.parametrize("moment", ["while writing", "before the switch", "after the switch", "while deleting"])
 def test_a_killed_redaction_leaves_the_old_log_or_the_new_one(moment: str, copied: TinyRun, tmp_path: Path) -> None:
-    root, forget = copied.open().root, _digests(copied, 5, 7)
+    root, forget = copied.open().root, copied.digests(5, 7)
     needles = _needles(copied.open(), [bytes.fromhex(digest) for digest in forget.split(",")])
     command = [sys.executable, "-c", UNLEARN, str(copied.log), str(tmp_path / "out"), forget, moment]
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=dict(os.environ))
@@ -345,7 +335,7 @@ def test_a_killed_redaction_leaves_the_old_log_or_the_new_one(moment: str, copie
 
 def _finish(run: TinyRun, folder: Path, forget: str, is_switched: bool) -> None:
     """Gives the same request again."""
-    shown = _run("inspect", run.log, "--redacted")
+    shown = lmcleaner("inspect", run.log, "--redacted")
     assert shown.exit_code == int(is_switched)
     assert ("NOT GONE" in shown.stdout) == is_switched
     if not is_switched:
@@ -361,7 +351,7 @@ def test_an_error_leaves_the_log_as_it_was(copied: TinyRun, tmp_path: Path) -> N
     before = _files(copied.log)
     (tmp_path / "file").write_text("")
     with pytest.raises((LmcleanerError, OSError)):
-        _redact(copied, tmp_path / "file" / "out", _digests(copied, 5, 6))
+        _redact(copied, tmp_path / "file" / "out", copied.digests(5, 6))
     assert _files(copied.log) == before
 
 
@@ -374,10 +364,10 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 def test_the_audits_of_two_redactions_hang_together(copied: TinyRun, tmp_path: Path) -> None:
     roots = [copied.open().root]
-    assert unlearn_tiny(copied, tmp_path / "before", forget=_digests(copied, 0, 1)).document is not None
+    assert unlearn_tiny(copied, tmp_path / "before", forget=copied.digests(0, 1)).document is not None
     documents = []
     for name, (start, stop) in {"a": (3, 5), "b": (8, 12)}.items():
-        documents.append(_redact(copied, tmp_path / name, _digests(copied, start, stop)))
+        documents.append(_redact(copied, tmp_path / name, copied.digests(start, stop)))
         roots.append(copied.open().root)
         report = audit_model(tmp_path / name, copied.log, AuditOptions(oracle=True))
         assert {k: v for k, v in report.checks.items() if v} == {}
@@ -395,7 +385,7 @@ def test_the_audits_of_two_redactions_hang_together(copied: TinyRun, tmp_path: P
     unrelated = audit_model(tmp_path / "before", copied.log)
     assert unrelated.passed
     assert {"coverage", "windows", "trained model"} <= set(unrelated.unchecked)
-    later = unlearn_tiny(copied, tmp_path / "later", forget=_digests(copied, 15, 16)).document
+    later = unlearn_tiny(copied, tmp_path / "later", forget=copied.digests(15, 16)).document
     assert later is not None
     assert later["previous"] == digests[1]
     assert audit_model(tmp_path / "later", copied.log).passed
@@ -414,7 +404,7 @@ def test_the_audits_of_two_redactions_hang_together(copied: TinyRun, tmp_path: P
 def test_a_bent_audit_of_a_redaction_fails(
     part: tuple[str, ...], value: object, check: str, copied: TinyRun, tmp_path: Path
 ) -> None:
-    document = _redact(copied, tmp_path / "out", _digests(copied, 5, 7))
+    document = _redact(copied, tmp_path / "out", copied.digests(5, 7))
     holder = document
     for name in part[:-1]:
         holder = holder[name]
@@ -425,7 +415,7 @@ def test_a_bent_audit_of_a_redaction_fails(
 
 
 def test_an_audit_of_a_redaction_that_never_came_fails(adamw_run: TinyRun, copied: TinyRun, tmp_path: Path) -> None:
-    _redact(copied, tmp_path / "out", _digests(copied, 5, 7))
+    _redact(copied, tmp_path / "out", copied.digests(5, 7))
     report = audit_model(tmp_path / "out", adamw_run.log)
     assert report.checks["redaction"] is not None
     assert "not redacted" in report.checks["redaction"]
@@ -434,42 +424,38 @@ def test_an_audit_of_a_redaction_that_never_came_fails(adamw_run: TinyRun, copie
 # --- What is said.
 
 
-def _run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
 def test_redacted_samples_are_listed(copied: TinyRun, tmp_path: Path) -> None:
-    forget = _digests(copied, 5, 7)
+    forget = copied.digests(5, 7)
     options = ("--output", tmp_path / "out", "--redact", "--hessian-mode", "secant", "--K", "all")
-    made = _run("unlearn", copied.log, "--forget", forget, *options)
+    made = lmcleaner("unlearn", copied.log, "--forget", forget, *options)
     assert made.exit_code == 0, made.output
     assert "the log is rewritten" in made.stderr
     assert "deleted for good" in made.stderr
     assert "log      redacted" in made.stdout
-    listed = json.loads(_run("inspect", copied.log, "--redacted", "--json").stdout)
+    listed = json.loads(lmcleaner("inspect", copied.log, "--redacted", "--json").stdout)
     assert sorted(sample["digest"] for sample in listed["samples"]) == sorted(forget.split(","))
     assert {sample["num_occurrences"] for sample in listed["samples"]} == {2}
     audit = sha256_hex((tmp_path / "out" / "audit.json").read_bytes())
     assert {sample["audit_sha256"] for sample in listed["samples"]} == {audit}
-    shown = _run("inspect", copied.log, "--redacted")
+    shown = lmcleaner("inspect", copied.log, "--redacted")
     assert shown.exit_code == 0
     assert "2 samples redacted" in shown.stdout
-    checked = _run("audit", tmp_path / "out", "--log", copied.log)
+    checked = lmcleaner("audit", tmp_path / "out", "--log", copied.log)
     assert checked.exit_code == 0, checked.output
     assert "not checked: redacted on 2" in checked.stdout
 
 
 def test_what_is_gone_already_is_told_and_the_rest_is_unlearned(copied: TinyRun, tmp_path: Path) -> None:
-    _redact(copied, tmp_path / "a", _digests(copied, 3, 5))
+    _redact(copied, tmp_path / "a", copied.digests(3, 5))
     reported = Recording()
-    options = UnlearnOptions(forget=_digests(copied, 3, 9), output=None, dry_run=True, K=None, hessian_mode=SECANT)
+    options = UnlearnOptions(forget=copied.digests(3, 9), output=None, dry_run=True, K=None, hessian_mode=SECANT)
     result = unlearn(copied.log, options, progress=reported)
     assert len(result.forget_set.digests) == 4
     assert any(
         line.startswith("already redacted on 2") and line.endswith(": 2 of 6 samples") for line in reported.lines
     )
     with pytest.raises(UsageError, match="everything that redactions have left"):
-        unlearn_tiny(copied, tmp_path / "rest", forget=f"{_digests(copied, 0, 3)},{_digests(copied, 5, 99)}")
+        unlearn_tiny(copied, tmp_path / "rest", forget=f"{copied.digests(0, 3)},{copied.digests(5, 99)}")
 
 
 @pytest.mark.parametrize(
@@ -490,15 +476,15 @@ def test_anything_but_an_exact_sweep_to_the_end_is_refused(changes: dict[str, An
 
 def test_another_denominator_than_before_is_refused(copied: TinyRun, tmp_path: Path) -> None:
     """One after the other would be no run at all: some steps divided by all rows, others by the retained ones."""
-    _redact(copied, tmp_path / "a", _digests(copied, 3, 5))
+    _redact(copied, tmp_path / "a", copied.digests(3, 5))
     with pytest.raises(UsageError, match="redacted with --denominator logged before, found retained"):
-        _redact(copied, tmp_path / "b", _digests(copied, 8, 9), denominator="retained")
+        _redact(copied, tmp_path / "b", copied.digests(8, 9), denominator="retained")
 
 
 def test_an_interrupted_run_is_refused(base_model: Path, tmp_path: Path) -> None:
     run = _own_loop(base_model, tmp_path / "log", end=KeyboardInterrupt())
     with pytest.raises(InsufficientLogError, match="interrupted") as caught:
-        _redact(run, tmp_path / "out", _digests(run, 0, 1))
+        _redact(run, tmp_path / "out", run.digests(0, 1))
     assert "--resume" in str(caught.value.hint)
 
 
@@ -528,7 +514,7 @@ def _run_of(base: Path, log: Path) -> TinyRun:
 
 
 def test_a_log_that_cant_be_written_is_refused(copied: TinyRun, tmp_path: Path) -> None:
-    forget = _digests(copied, 5, 6)
+    forget = copied.digests(5, 6)
     with WriterLock.acquire(open_store(copied.log, writable=True)), pytest.raises(ExistsError, match="being written"):
         _redact(copied, tmp_path / "out", forget)
     shutil.make_archive(str(tmp_path / "log"), "zip", copied.log)
@@ -563,5 +549,5 @@ def test_a_run_of_other_libraries_is_refused(base_model: Path, tmp_path: Path) -
         writer.commit(finished=True)
     before = _files(tmp_path / "other")
     with pytest.raises(MismatchError, match=r"torch: the run had 0\.4"):
-        _redact(_run_of(base_model, tmp_path / "other"), tmp_path / "out", _digests(run, 0, 1))
+        _redact(_run_of(base_model, tmp_path / "other"), tmp_path / "out", run.digests(0, 1))
     assert _files(tmp_path / "other") == before
