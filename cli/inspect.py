@@ -372,6 +372,7 @@ def _plan(log: "TrainingLog", options: UnlearnOptions, rank: int | None, *, quic
         print_text("seconds by the run's own step times; memory comes on top of one training step's activations")
     else:
         print_text("seconds and activations as measured on this machine just now")
+    print_text(f"--oracle, which replays the counterfactual: {plans[0].oracle_seconds:.1f} s more in any mode")
     if any(plan.is_upper_bound for plan in plans):
         print_text("the windows may end earlier: steps, gradients, products and seconds are the most")
     crude = ", ".join(mode for mode in HessianMode if unmeasured(mode))

@@ -35,15 +35,19 @@ def replay_counterfactual(
     Returns:
         The counterfactual's final parameters, in the order of the manifest.
     """
-    start = log.nearest_checkpoint(forget_set.steps[0])
-    state = replay.state(log.checkpoint(start))
-    progress.begin("replaying the counterfactual", log.num_steps - start)
-    for number in range(start, log.num_steps):
-        if number not in forget_set.skipped:
-            step = log.step(number)
-            state.apply(replay.gradient(step, state.parameters, forget_set.masked, denominator), step.lr)
+    state = replay.state(log.checkpoint(log.nearest_checkpoint(forget_set.steps[0])))
+    numbers = steps_to_replay(log, forget_set)
+    progress.begin("replaying the counterfactual", len(numbers))
+    for step in map(log.step, numbers):
+        state.apply(replay.gradient(step, state.parameters, forget_set.masked, denominator), step.lr)
         progress.advance()
     return [parameter.detach().to(replay.device) for parameter in state.parameters]
+
+
+def steps_to_replay(log: TrainingLog, forget_set: ForgetSet) -> list[int]:
+    """The counterfactual's steps, from the checkpoint before the first occurrence to the run's end."""
+    start = log.nearest_checkpoint(forget_set.steps[0])
+    return [number for number in range(start, log.num_steps) if number not in forget_set.skipped]
 
 
 def compare_with_oracle(

@@ -12,7 +12,7 @@ from lmcleaner.training.numerics import restored_numerics
 from lmcleaner.training.replay import ReplayModel
 from lmcleaner.unlearning.combine import Correction
 from lmcleaner.unlearning.options import UnlearnOptions
-from lmcleaner.unlearning.plan import make_plan
+from lmcleaner.unlearning.plan import Plan, make_plan
 from lmcleaner.unlearning.request import ForgetSet
 from lmcleaner.unlearning.setting import Setting
 from lmcleaner.unlearning.sweep import combined_estimate, sweep
@@ -38,10 +38,10 @@ class Trial:
     seconds: float
 
 
-def cheaper_modes(
+def cheaper_plans(
     log: TrainingLog, forget_set: ForgetSet, windows: Sequence[Window], options: UnlearnOptions
-) -> list[HessianMode]:
-    """The modes whose sweep, with a trial's sample, is planned to be cheaper than that of the options' own.
+) -> list[Plan]:
+    """The plans, with a trial's sample, that cost less than a sweep in the options' own mode, by the logged step times.
 
     Args:
         log: the training log.
@@ -50,11 +50,11 @@ def cheaper_modes(
         options: what the user asked for.
 
     Returns:
-        Modes that write curvature down, the cheapest first; the others cost more than a gradient a step.
+        Of modes that write curvature down, the cheapest first; the others cost more than a gradient a step.
     """
     limit = make_plan(log, forget_set, windows, options.hessian_mode).seconds
     plans = [make_plan(log, forget_set, windows, mode, oracle_sample=TRIAL_PERCENT) for mode in sorted(WRITTEN)]
-    return [plan.mode for plan in sorted(plans, key=lambda plan: plan.seconds) if plan.seconds < limit]
+    return [plan for plan in sorted(plans, key=lambda plan: plan.seconds) if plan.seconds < limit]
 
 
 def choose_mode(
@@ -80,7 +80,7 @@ def choose_mode(
     """
     assert options.tolerance is not None
     trials = list[Trial]()
-    for mode in cheaper_modes(log, forget_set, windows, options):
+    for mode in [plan.mode for plan in cheaper_plans(log, forget_set, windows, options)]:
         percent = max(TRIAL_PERCENT, options.oracle_sample)
         chosen = replace(options, hessian_mode=mode, rank=None, oracle_sample=percent)
         progress.begin(f"trying {mode}", sum(window.end - window.start for window in windows))

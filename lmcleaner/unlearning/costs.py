@@ -176,12 +176,11 @@ def _parts_seconds(
 ) -> dict[str, float]:
     """Seconds of each part, for as many tokens as the windows' steps have in the mean."""
     numbers = _steps_of(windows)
-    spread = ((2 * (_FEW_APART * k % _STEPS) + 1) * len(numbers) // (2 * _STEPS) for k in range(_STEPS))
-    chosen = [numbers[place] for place in dict.fromkeys(spread)]
+    chosen = evenly_chosen(numbers)
     tokens, steps = padded_tokens(log), [log.step(number) for number in chosen]
     usual = float(tokens[numbers].mean())
     return {
-        name: usual * _seconds_per_token(compute, steps, tokens[chosen], replay.device)
+        name: usual * seconds_per_token(compute, steps, tokens[chosen], replay.device)
         for name, compute in parts.items()
     }
 
@@ -212,19 +211,30 @@ def _steps_of(windows: Sequence[Window]) -> list[int]:
     return [number for window in windows for number in range(window.start, window.end)]
 
 
-def _seconds_per_token(
-    compute: Compute,
-    steps: Sequence[StepRecord],
-    tokens: Sizes,
-    device: torch.device,
-) -> float:
-    """Over as many steps as it takes to time enough, after one run to get warm unless that was long."""
-    first = _timed(partial(compute, steps[0]), device)
+def evenly_chosen(numbers: Sequence[int]) -> list[int]:
+    """A few of the steps to time, in an order in which the first of them lie apart as well."""
+    spread = ((2 * (_FEW_APART * k % _STEPS) + 1) * len(numbers) // (2 * _STEPS) for k in range(_STEPS))
+    return [numbers[place] for place in dict.fromkeys(spread)]
+
+
+def seconds_per_token(compute: Compute, steps: Sequence[StepRecord], tokens: Sizes, device: torch.device) -> float:
+    """Over as many steps as it takes to time enough, after one run to get warm unless that was long.
+
+    Args:
+        compute: what to time on each step.
+        steps: one or more.
+        tokens: of each step, `[steps]`.
+        device: where it computes.
+
+    Returns:
+        The mean.
+    """
+    first = timed(partial(compute, steps[0]), device)
     if first > _LONG_SECONDS:
         return first / float(tokens[0])
     seconds = list[float]()
     for step in steps:
-        seconds.append(_timed(partial(compute, step), device))
+        seconds.append(timed(partial(compute, step), device))
         if len(seconds) > 1 and sum(seconds) > _ENOUGH_SECONDS:
             break
     return sum(seconds) / float(tokens[: len(seconds)].sum())
@@ -268,10 +278,10 @@ def _step_seconds(
     parts: list[tuple[float, float, float]] = []
     for number in range(window.start, min(window.start + 1 + _STEPS, window.end)):
         if number in stored:
-            given.append(_timed(partial(gradients.unclipped, number), device))
-        worked = _timed(work, device)
-        carried = _timed(partial(carry, number), device)
-        parts.append((worked, carried, _timed(partial(read, number), device)))
+            given.append(timed(partial(gradients.unclipped, number), device))
+        worked = timed(work, device)
+        carried = timed(partial(carry, number), device)
+        parts.append((worked, carried, timed(partial(read, number), device)))
     worked, carried, read_seconds = (mean(part) for part in zip(*(parts[1:] or parts), strict=True))
     return mean(given[1:] or given or [0.0]), worked, carried, read_seconds
 
@@ -313,7 +323,8 @@ def _written_product(
     return multiply, seconds
 
 
-def _timed(compute: Callable[[], object], device: torch.device) -> float:
+def timed(compute: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, with all that it leaves to the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     started = time.perf_counter()

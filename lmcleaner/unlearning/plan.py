@@ -44,6 +44,7 @@ class Plan:
             loaded; activations come on top.
         activation_bytes: peak of what comes and goes in a step; None where it was not measured.
         host_bytes: peak of the training states that are kept in host memory and not among the parameters' memory.
+        oracle_seconds: of the oracle beside the sweep; 0 where nobody asked for it.
     """
 
     mode: HessianMode
@@ -60,6 +61,7 @@ class Plan:
     parameter_memory_bytes: int
     activation_bytes: int | None
     host_bytes: int
+    oracle_seconds: float = 0.0
 
     @property
     def memory_bytes(self) -> int | None:
@@ -212,6 +214,8 @@ def plan_lines(
         f"{plan.bytes_to_read / 1e6:.1f} MB to read, {'up to' if plan.is_upper_bound else 'about'} "
         f"{plan.seconds:.0f} s, {_memory(plan)}"
     )
+    if plan.oracle_seconds:
+        yield f"the oracle: about {plan.oracle_seconds:.0f} s more"
     if plan.data_free:
         yield "no row is read: gradients and curvature come from the log, and no gradient is measured"
     if plan.without_autocast:

@@ -1,6 +1,6 @@
 """What a request would cost in every mode."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lmcleaner.choices import DEFAULT_RANK, HessianMode
 from lmcleaner.curvature.estimates import check_rank
@@ -10,6 +10,7 @@ from lmcleaner.training.losses import has_curvature
 from lmcleaner.training.numerics import replay_device
 from lmcleaner.training.replay import open_replay
 from lmcleaner.unlearning.options import UnlearnOptions
+from lmcleaner.unlearning.oracle_cost import oracle_seconds
 from lmcleaner.unlearning.plan import Plan, make_plan
 from lmcleaner.unlearning.request import ForgetSet
 from lmcleaner.unlearning.run import resolve_request
@@ -23,7 +24,7 @@ class RequestPlans:
     Attributes:
         forget_set: what it names, and what was served before it.
         windows: the steps to go through.
-        plans: one for each mode.
+        plans: one for each mode, each with the oracle's seconds.
     """
 
     forget_set: ForgetSet
@@ -56,8 +57,11 @@ def plan_request(
     forget_set, windows = resolve_request(log, options, ledger=read_ledger(log) if options.ledger else None)
     replay = None if quick else open_replay(log.manifest, options.model, options.device)
     is_end_fixed = options.K != "auto"
-    plans = tuple(
+    oracle = oracle_seconds(log, forget_set, options.denominator, replay)
+    modes = HessianMode if has_curvature(log.manifest) else [HessianMode.SECANT]
+    plans = (
         make_plan(log, forget_set, windows, mode, rank or DEFAULT_RANK, is_end_fixed=is_end_fixed, replay=replay)
-        for mode in (HessianMode if has_curvature(log.manifest) else [HessianMode.SECANT])
+        for mode in modes
     )
-    return RequestPlans(forget_set=forget_set, windows=windows, plans=plans)
+    told = tuple(replace(plan, oracle_seconds=oracle) for plan in plans)
+    return RequestPlans(forget_set=forget_set, windows=windows, plans=told)

@@ -29,13 +29,14 @@ from lmcleaner.training.memory import PeakMemory
 from lmcleaner.training.models import holds_tokenizer, load_tokenizer
 from lmcleaner.training.numerics import replay_device, restored_numerics, unrestorable
 from lmcleaner.training.replay import ReplayModel, open_replay
-from lmcleaner.unlearning.choosing import Trial, cheaper_modes, choose_mode
+from lmcleaner.unlearning.choosing import Trial, cheaper_plans, choose_mode
 from lmcleaner.unlearning.combine import Correction
 from lmcleaner.unlearning.counterfactual import Counterfactual
 from lmcleaner.unlearning.earlier import earlier_requests
 from lmcleaner.unlearning.entering import Desk, not_entered, open_desk
 from lmcleaner.unlearning.kept import StateKeeper, keeping_states
 from lmcleaner.unlearning.options import UnlearnOptions, mode_options
+from lmcleaner.unlearning.oracle_cost import oracle_seconds
 from lmcleaner.unlearning.plan import Plan, make_plan, plan_lines
 from lmcleaner.unlearning.redaction import open_to_redact, redaction
 from lmcleaner.unlearning.remaining import find_remaining
@@ -170,12 +171,18 @@ def _planned(
         log, forget_set, windows, options.hessian_mode, rank, propagation=options.propagation,
         oracle_sample=options.oracle_sample, is_end_fixed=options.K != "auto", replay=replay,
     )  # fmt: skip
+    if options.oracle:
+        plan = replace(plan, oracle_seconds=oracle_seconds(log, forget_set, options.denominator, replay))
     warnings = tuple(foreseen_reasons(log, options))
     lines = tuple(plan_lines(log, forget_set, windows, plan, warnings, redact=options.redact))
     is_open = options.dry_run and options.tolerance is not None
-    cheaper = cheaper_modes(log, forget_set, windows, options) if is_open else []
+    cheaper = cheaper_plans(log, forget_set, windows, options) if is_open else []
     if cheaper:
-        lines += (f"auto: {', '.join(cheaper)} will be tried before, each with a fifth of its steps taken twice",)
+        modes, seconds = ", ".join(trial.mode for trial in cheaper), sum(trial.seconds for trial in cheaper)
+        lines += (
+            f"auto: {modes} will be tried before, each with a fifth of its steps taken twice: up to {seconds:.0f} s "
+            "more by the run's own step times",
+        )
     return UnlearnResult(
         forget_set=forget_set, windows=windows, plan=plan, warnings=warnings, lines=lines, document=None
     )

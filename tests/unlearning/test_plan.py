@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmcleaner.choices import DEFAULT_RANK, HessianMode, Propagation, Steps
+from lmcleaner.audit.oracle import counted_samples, steps_to_replay
+from lmcleaner.choices import DEFAULT_RANK, Denominator, HessianMode, Level, Propagation, Steps
 from lmcleaner.training.numerics import restored_numerics
 from lmcleaner.unlearning.costs import logged_costs, measure_costs
 from lmcleaner.unlearning.counting import count_sweep
 from lmcleaner.unlearning.options import UnlearnOptions
+from lmcleaner.unlearning.oracle_cost import oracle_seconds
 from lmcleaner.unlearning.planning import plan_request
 from lmcleaner.unlearning.recorded import Recorded, find_recorded
 from lmcleaner.unlearning.run import resolve_request, unlearn
@@ -111,6 +113,34 @@ def test_a_plan_of_windows_that_may_end_earlier_says_that_it_is_the_most(run: Ti
         found = unlearn(run.log, UnlearnOptions(forget="forget", output=None, dry_run=True, K=steps, ledger=False))
         assert found.plan.is_upper_bound is (steps == "auto")
         assert any(f"MB to read, {wording} " in line for line in found.lines)
+
+
+def test_the_oracle_is_counted_where_it_is_asked_for(run: TinyRun) -> None:
+    asked = UnlearnOptions(forget="forget", output=None, dry_run=True, ledger=False)
+    without, with_oracle = (unlearn(run.log, asked, oracle=oracle) for oracle in (False, True))
+    assert without.plan.oracle_seconds == 0 < with_oracle.plan.oracle_seconds
+    assert not any("oracle" in line for line in without.lines)
+    assert any(line.startswith("the oracle: about ") for line in with_oracle.lines)
+    assert all(plan.oracle_seconds > 0 for plan in plan_request(run.open(), asked).plans)
+
+
+def test_a_quick_plan_counts_the_tokens_that_the_oracle_replays(run: TinyRun) -> None:
+    log = run.open()
+    early, late, nothing = (
+        resolve_request(log, UnlearnOptions(forget=forget, output=None, level=level, dry_run=True, K=None))[0]
+        for forget, level in (("steps:9", Level.SAMPLE), ("steps:25", Level.BATCH), ("steps:24-29", Level.BATCH))
+    )
+    assert steps_to_replay(log, early) == list(range(log.nearest_checkpoint(early.steps[0]), 30))
+    assert steps_to_replay(log, late) == [24, *range(26, 30)]
+    assert steps_to_replay(log, nothing) == []
+    a_token = np.median(log.table("steps/seconds")) / padded_tokens(log).mean()
+    replayed = padded_tokens(log)[steps_to_replay(log, late)].sum()
+    found = [oracle_seconds(log, wanted, Denominator.LOGGED) for wanted in (late, nothing)]
+    compared = [sum(len(row.tokens) for inside in (True, False) for row in counted_samples(log, wanted, inside=inside))
+                for wanted in (late, nothing)]  # fmt: skip
+    assert compared[0] == compared[1]  # all rows of the run are
+    assert found[0] - found[1] == pytest.approx(a_token * replayed)
+    assert found[1] == pytest.approx(9 * a_token * compared[1])
 
 
 def test_tokens_are_counted_with_their_padding(run: TinyRun) -> None:
