@@ -18,7 +18,6 @@ from lmcleaner.unlearning.shapes import padded_tokens
 
 _MODELS = 3  # that are compared: the trained one, the unlearned one, and the oracle itself
 _TIMED_ROWS = 16
-_GRADIENTS_A_ROW = 3  # of a model's answers and both models' for their divergence, a gradient being three passes
 
 
 def oracle_seconds(
@@ -40,7 +39,8 @@ def oracle_seconds(
     compared = sum(len(sample.tokens) for sample in rows)
     if replay is None:
         a_token = float(np.median(log.table("steps/seconds"))) / float(tokens.mean())
-        return a_token * float(tokens[numbers].sum() + _MODELS * _GRADIENTS_A_ROW * compared)
+        # Each model's answers, and its and the oracle's for their divergence, are three passes: as many as a gradient.
+        return a_token * float(tokens[numbers].sum() + _MODELS * compared)
     with restored_numerics(log.manifest.numerics):
         replayed = _replay_seconds(log, forget_set, denominator, replay, evenly_chosen(numbers)) if numbers else 0.0
         answered = _answer_seconds(replay, rows)

@@ -140,7 +140,7 @@ def test_a_quick_plan_counts_the_tokens_that_the_oracle_replays(run: TinyRun) ->
                 for wanted in (late, nothing)]  # fmt: skip
     assert compared[0] == compared[1]  # all rows of the run are
     assert found[0] - found[1] == pytest.approx(a_token * replayed)
-    assert found[1] == pytest.approx(9 * a_token * compared[1])
+    assert found[1] == pytest.approx(3 * a_token * compared[1])
 
 
 def test_tokens_are_counted_with_their_padding(run: TinyRun) -> None:
