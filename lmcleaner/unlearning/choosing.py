@@ -1,7 +1,7 @@
 """`--hessian-mode auto`: the cheapest mode whose estimated error stays within a tolerance."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lmcleaner.choices import WRITTEN, HessianMode
@@ -38,10 +38,10 @@ class Trial:
     seconds: float
 
 
-def cheaper_plans(
+def trial_lines(
     log: TrainingLog, forget_set: ForgetSet, windows: Sequence[Window], options: UnlearnOptions
-) -> list[Plan]:
-    """The plans, with a trial's sample, that cost less than a sweep in the options' own mode, by the logged step times.
+) -> Iterator[str]:
+    """What `choose_mode` is about to try, for people.
 
     Args:
         log: the training log.
@@ -49,12 +49,16 @@ def cheaper_plans(
         windows: what will be swept.
         options: what the user asked for.
 
-    Returns:
-        Of modes that write curvature down, the cheapest first; the others cost more than a gradient a step.
+    Yields:
+        A line, if there is anything to try.
     """
-    limit = make_plan(log, forget_set, windows, options.hessian_mode).seconds
-    plans = [make_plan(log, forget_set, windows, mode, oracle_sample=TRIAL_PERCENT) for mode in sorted(WRITTEN)]
-    return [plan for plan in sorted(plans, key=lambda plan: plan.seconds) if plan.seconds < limit]
+    plans = _cheaper_plans(log, forget_set, windows, options)
+    if plans:
+        modes, seconds = ", ".join(plan.mode for plan in plans), sum(plan.seconds for plan in plans)
+        yield (
+            f"auto: {modes} will be tried before, each with a fifth of its steps taken twice: up to {seconds:.0f} s "
+            "more by the run's own step times"
+        )
 
 
 def choose_mode(
@@ -80,7 +84,7 @@ def choose_mode(
     """
     assert options.tolerance is not None
     trials = list[Trial]()
-    for mode in [plan.mode for plan in cheaper_plans(log, forget_set, windows, options)]:
+    for mode in [plan.mode for plan in _cheaper_plans(log, forget_set, windows, options)]:
         percent = max(TRIAL_PERCENT, options.oracle_sample)
         chosen = replace(options, hessian_mode=mode, rank=None, oracle_sample=percent)
         progress.begin(f"trying {mode}", sum(window.end - window.start for window in windows))
@@ -93,6 +97,18 @@ def choose_mode(
     reason = "no cheaper mode will do" if trials else "none costs less here"
     progress.say(f"auto: takes {options.hessian_mode}, since {reason}")
     return options, tuple(trials)
+
+
+def _cheaper_plans(
+    log: TrainingLog, forget_set: ForgetSet, windows: Sequence[Window], options: UnlearnOptions
+) -> list[Plan]:
+    """Of a trial in each mode that costs less than a sweep in the options' own, by the logged step times.
+
+    The cheapest comes first; all write curvature down, as the others cost more than a gradient a step.
+    """
+    limit = make_plan(log, forget_set, windows, options.hessian_mode).seconds
+    plans = [make_plan(log, forget_set, windows, mode, oracle_sample=TRIAL_PERCENT) for mode in sorted(WRITTEN)]
+    return [plan for plan in sorted(plans, key=lambda plan: plan.seconds) if plan.seconds < limit]
 
 
 def _tried(

@@ -61,7 +61,7 @@ class Plan:
     parameter_memory_bytes: int
     activation_bytes: int | None
     host_bytes: int
-    oracle_seconds: float = 0.0
+    oracle_seconds: float
 
     @property
     def memory_bytes(self) -> int | None:
@@ -79,6 +79,7 @@ def make_plan(
     propagation: Propagation = Propagation.OPTIMIZER,
     oracle_sample: float = 0.0,
     is_end_fixed: bool = True,
+    oracle_seconds: float = 0.0,
     replay: ReplayModel | None = None,
 ) -> Plan:
     """What a sweep through the windows will cost.
@@ -92,6 +93,7 @@ def make_plan(
         propagation: through the optimizer, or the paper's form.
         oracle_sample: percent of the steps that are taken twice.
         is_end_fixed: whether each window is carried to its end whatever happens.
+        oracle_seconds: what the oracle will take beside, if it is asked for; see `oracle_cost`.
         replay: the run's model, to measure on this machine what a step costs; None takes the run's own step times.
 
     Returns:
@@ -127,6 +129,7 @@ def make_plan(
         parameter_memory_bytes=passing + (_moved_bytes(log, is_replayed=is_replayed) if is_offloaded else kept),
         activation_bytes=costs.activation_bytes,
         host_bytes=kept + log.manifest.vector_bytes if is_offloaded else 0,
+        oracle_seconds=oracle_seconds,
     )
 
 

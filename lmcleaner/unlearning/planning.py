@@ -1,6 +1,6 @@
 """What a request would cost in every mode."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lmcleaner.choices import DEFAULT_RANK, HessianMode
 from lmcleaner.curvature.estimates import check_rank
@@ -58,10 +58,11 @@ def plan_request(
     replay = None if quick else open_replay(log.manifest, options.model, options.device)
     is_end_fixed = options.K != "auto"
     oracle = oracle_seconds(log, forget_set, options.denominator, replay)
-    modes = HessianMode if has_curvature(log.manifest) else [HessianMode.SECANT]
-    plans = (
-        make_plan(log, forget_set, windows, mode, rank or DEFAULT_RANK, is_end_fixed=is_end_fixed, replay=replay)
-        for mode in modes
-    )
-    told = tuple(replace(plan, oracle_seconds=oracle) for plan in plans)
-    return RequestPlans(forget_set=forget_set, windows=windows, plans=told)
+    plans = tuple(
+        make_plan(
+            log, forget_set, windows, mode, rank or DEFAULT_RANK,
+            is_end_fixed=is_end_fixed, oracle_seconds=oracle, replay=replay,
+        )
+        for mode in (HessianMode if has_curvature(log.manifest) else [HessianMode.SECANT])
+    )  # fmt: skip
+    return RequestPlans(forget_set=forget_set, windows=windows, plans=plans)

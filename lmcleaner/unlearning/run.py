@@ -29,7 +29,7 @@ from lmcleaner.training.memory import PeakMemory
 from lmcleaner.training.models import holds_tokenizer, load_tokenizer
 from lmcleaner.training.numerics import replay_device, restored_numerics, unrestorable
 from lmcleaner.training.replay import ReplayModel, open_replay
-from lmcleaner.unlearning.choosing import Trial, cheaper_plans, choose_mode
+from lmcleaner.unlearning.choosing import Trial, choose_mode, trial_lines
 from lmcleaner.unlearning.combine import Correction
 from lmcleaner.unlearning.counterfactual import Counterfactual
 from lmcleaner.unlearning.earlier import earlier_requests
@@ -167,22 +167,15 @@ def _planned(
     rank = options.rank or DEFAULT_RANK
     if options.hessian_mode is HessianMode.LOW_RANK:
         check_rank(rank, log.manifest.num_elements, replay.device)
+    oracle = oracle_seconds(log, forget_set, options.denominator, replay) if options.oracle else 0.0
     plan = make_plan(
         log, forget_set, windows, options.hessian_mode, rank, propagation=options.propagation,
-        oracle_sample=options.oracle_sample, is_end_fixed=options.K != "auto", replay=replay,
+        oracle_sample=options.oracle_sample, is_end_fixed=options.K != "auto", oracle_seconds=oracle, replay=replay,
     )  # fmt: skip
-    if options.oracle:
-        plan = replace(plan, oracle_seconds=oracle_seconds(log, forget_set, options.denominator, replay))
     warnings = tuple(foreseen_reasons(log, options))
     lines = tuple(plan_lines(log, forget_set, windows, plan, warnings, redact=options.redact))
-    is_open = options.dry_run and options.tolerance is not None
-    cheaper = cheaper_plans(log, forget_set, windows, options) if is_open else []
-    if cheaper:
-        modes, seconds = ", ".join(trial.mode for trial in cheaper), sum(trial.seconds for trial in cheaper)
-        lines += (
-            f"auto: {modes} will be tried before, each with a fifth of its steps taken twice: up to {seconds:.0f} s "
-            "more by the run's own step times",
-        )
+    if options.dry_run and options.tolerance is not None:
+        lines += tuple(trial_lines(log, forget_set, windows, options))
     return UnlearnResult(
         forget_set=forget_set, windows=windows, plan=plan, warnings=warnings, lines=lines, document=None
     )

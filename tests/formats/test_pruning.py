@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from killing import killed_while
 from lmcleaner.formats.errors import ExistsError, InsufficientLogError, UsageError
 from lmcleaner.formats.lock import WriterLock
 from lmcleaner.formats.pruning import Pruning, plan_pruning, prune
@@ -156,39 +153,32 @@ def test_a_pruned_log_does_not_go_on(path: Path) -> None:
 
 
 PRUNE = """
-import os, signal, sys
-from pathlib import Path
-from lmcleaner.formats.local_files import LocalFiles
 from lmcleaner.formats.pruning import Pruning, prune
 
-log, moment = sys.argv[1:]
+prune(store, Pruning(keep_checkpoints_every=12, drop_updates=((0, 40),)))
+"""
+DYING = """
+deleted = 0
 
-class Mortal(LocalFiles):
-    deleted = 0
+def write(self, key, parts):
+    if moment == "before the record" and key.startswith("commit/"):
+        die()
+    super().write(key, parts)
+    if moment == "after the record" and key.startswith("commit/"):
+        die()
 
-    def write(self, key, parts):
-        if moment == "before the record" and key.startswith("commit/"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        super().write(key, parts)
-        if moment == "after the record" and key.startswith("commit/"):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def delete(self, prefix):
-        self.deleted += 1
-        if moment == "while deleting" and self.deleted == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-        super().delete(prefix)
-
-prune(Mortal(Path(log), writable=True), Pruning(keep_checkpoints_every=12, drop_updates=((0, 40),)))
+def delete(self, prefix):
+    self.deleted += 1
+    if moment == "while deleting" and self.deleted == 3:
+        die()
+    super().delete(prefix)
 """
 
 
 @pytest.mark.parametrize("moment", ["before the record", "after the record", "while deleting"])
 def test_a_killed_pruning_leaves_leftovers_and_no_damage(moment: str, path: Path) -> None:
     before = TrainingLog(path)
-    command = [sys.executable, "-c", PRUNE, str(path), moment]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=dict(os.environ))
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    killed_while(DYING, PRUNE, path, moment)
     log, is_pruned = TrainingLog(path), moment != "before the record"
     assert (log.root != before.root) == is_pruned
     problems = [problem for problem in find_problems(log) if problem is not None]

@@ -1,11 +1,7 @@
 """After a redaction the log is that of the run without the rows: their bytes are gone, it replays, requests compose."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -18,6 +14,7 @@ import torch
 import zarr
 from numpy.typing import NDArray
 
+from killing import killed_while_unlearning
 from lmcleaner.audit.check import audit_model
 from lmcleaner.audit.history import tombstones
 from lmcleaner.audit.options import AuditOptions
@@ -279,35 +276,21 @@ def test_rows_whose_steps_are_skipped_leave_the_log(copied: TinyRun, tmp_path: P
 
 # --- A process that is killed.
 
-UNLEARN = """
-import os, signal, sys
-from pathlib import Path
-import torch
-from lmcleaner.formats.local_files import LocalFiles
-from lmcleaner.unlearning.options import UnlearnOptions
-from lmcleaner.unlearning.run import unlearn
+DYING = """
+def write(self, key, parts):
+    if moment == "while writing" and key.startswith("generation-1/checkpoints/00000008"):
+        die()
+    if moment == "before the switch" and key.startswith("commit/"):
+        die()
+    super().write(key, parts)
+    if moment == "after the switch" and key.startswith("commit/"):
+        die()
 
-log, output, forget, moment = sys.argv[1:]
-torch.set_num_threads(1)
-
-class Mortal(LocalFiles):
-    def write(self, key, parts):
-        if moment == "while writing" and key.startswith("generation-1/checkpoints/00000008"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if moment == "before the switch" and key.startswith("commit/"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        super().write(key, parts)
-        if moment == "after the switch" and key.startswith("commit/"):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def delete(self, prefix):
-        if moment == "while deleting" and prefix == "generation-0":
-            super().delete("generation-0/samples/stop")
-            os.kill(os.getpid(), signal.SIGKILL)
-        super().delete(prefix)
-
-options = UnlearnOptions(forget=forget, output=Path(output), K=None, hessian_mode="secant", redact=True)
-unlearn(Mortal(Path(log), writable=True), options)
+def delete(self, prefix):
+    if moment == "while deleting" and prefix == "generation-0":
+        super().delete("generation-0/samples/stop")
+        die()
+    super().delete(prefix)
 """
 
 
@@ -315,9 +298,7 @@ unlearn(Mortal(Path(log), writable=True), options)
 def test_a_killed_redaction_leaves_the_old_log_or_the_new_one(moment: str, copied: TinyRun, tmp_path: Path) -> None:
     root, forget = copied.open().root, copied.digests(5, 7)
     needles = _needles(copied.open(), [bytes.fromhex(digest) for digest in forget.split(",")])
-    command = [sys.executable, "-c", UNLEARN, str(copied.log), str(tmp_path / "out"), forget, moment]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=dict(os.environ))
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    killed_while_unlearning(DYING, copied.log, moment, tmp_path / "out", forget, redact=True)
     is_switched = moment in {"after the switch", "while deleting"}
     log = copied.open()
     assert (log.root == root) == (not is_switched)

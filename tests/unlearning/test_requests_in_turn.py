@@ -1,16 +1,13 @@
 """Requests after requests: the ledger remembers whom a log has served, so that nobody's data comes back."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from killing import killed_while_unlearning
 from lmcleaner.audit.check import audit_model
 from lmcleaner.audit.history import tombstones
 from lmcleaner.audit.options import AuditOptions
@@ -264,31 +261,17 @@ def test_a_log_that_was_changed_meanwhile_is_not_entered(run: TinyRun, tmp_path:
 
 # --- Kills.
 
-UNLEARN = """
-import os, signal, sys
-from pathlib import Path
-import torch
-from lmcleaner.formats.local_files import LocalFiles
-from lmcleaner.unlearning.options import UnlearnOptions
-from lmcleaner.unlearning.run import unlearn
-
-log, output, forget, moment = sys.argv[1:]
-torch.set_num_threads(1)
-
-class Mortal(LocalFiles):
-    def write(self, key, parts):
-        if moment == "before it is prepared" and key.startswith("ledger/prepared"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if moment == "before it is entered" and key.startswith("ledger/0"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        super().write(key, parts)
-        if moment == "before the output is there" and key.startswith("ledger/prepared"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if moment == "after it is entered" and key.startswith("ledger/0"):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-options = UnlearnOptions(forget=forget, output=Path(output), K=None, hessian_mode="secant")
-unlearn(Mortal(Path(log), writable=True), options)
+DYING = """
+def write(self, key, parts):
+    if moment == "before it is prepared" and key.startswith("ledger/prepared"):
+        die()
+    if moment == "before it is entered" and key.startswith("ledger/0"):
+        die()
+    super().write(key, parts)
+    if moment == "before the output is there" and key.startswith("ledger/prepared"):
+        die()
+    if moment == "after it is entered" and key.startswith("ledger/0"):
+        die()
 """
 MOMENTS = {
     "before it is prepared": (False, 0),
@@ -301,10 +284,7 @@ MOMENTS = {
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_kill_between_output_and_entry_loses_no_request(moment: str, run: TinyRun, tmp_path: Path) -> None:
     has_output, num_entries = MOMENTS[moment]
-    first = run.digests(3, 5)
-    command = [sys.executable, "-c", UNLEARN, str(run.log), str(tmp_path / "a"), first, moment]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=dict(os.environ))
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    killed_while_unlearning(DYING, run.log, moment, tmp_path / "a", run.digests(3, 5))
     assert (tmp_path / "a").exists() == has_output
     ledger = read_ledger(run.open())
     assert len(ledger.entries) == num_entries
