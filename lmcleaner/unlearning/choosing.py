@@ -56,8 +56,8 @@ def trial_lines(
     if plans:
         modes, seconds = ", ".join(plan.mode for plan in plans), sum(plan.seconds for plan in plans)
         yield (
-            f"auto: {modes} will be tried before, each with a fifth of its steps taken twice: up to {seconds:.0f} s "
-            "more by the run's own step times"
+            f"auto: {modes} will be tried before, each with {_percent(options):g} % of its steps taken twice: up to "
+            f"{seconds:.0f} s more by the run's own step times"
         )
 
 
@@ -85,8 +85,7 @@ def choose_mode(
     assert options.tolerance is not None
     trials = list[Trial]()
     for mode in [plan.mode for plan in _cheaper_plans(log, forget_set, windows, options)]:
-        percent = max(TRIAL_PERCENT, options.oracle_sample)
-        chosen = replace(options, hessian_mode=mode, rank=None, oracle_sample=percent)
+        chosen = replace(options, hessian_mode=mode, rank=None, oracle_sample=_percent(options))
         progress.begin(f"trying {mode}", sum(window.end - window.start for window in windows))
         trials.append(_tried(log, replay, forget_set, chosen, progress))
         error = trials[-1].estimated_error
@@ -107,8 +106,13 @@ def _cheaper_plans(
     The cheapest comes first; all write curvature down, as the others cost more than a gradient a step.
     """
     limit = make_plan(log, forget_set, windows, options.hessian_mode).seconds
-    plans = [make_plan(log, forget_set, windows, mode, oracle_sample=TRIAL_PERCENT) for mode in sorted(WRITTEN)]
+    plans = [make_plan(log, forget_set, windows, mode, oracle_sample=_percent(options)) for mode in sorted(WRITTEN)]
     return [plan for plan in sorted(plans, key=lambda plan: plan.seconds) if plan.seconds < limit]
+
+
+def _percent(options: UnlearnOptions) -> float:
+    """Of the steps that a trial takes twice: those of the run itself where the user wants more."""
+    return max(TRIAL_PERCENT, options.oracle_sample)
 
 
 def _tried(

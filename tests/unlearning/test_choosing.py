@@ -59,12 +59,14 @@ def test_nothing_is_tried_where_nothing_is_cheaper(adamw_run: TinyRun, tmp_path:
     assert "auto: takes secant, since none costs less here" in said.lines
 
 
-def test_a_dry_run_says_what_would_be_tried_and_tries_nothing(rich_run: TinyRun) -> None:
+@pytest.mark.parametrize(("sample", "percent"), [(0, 20), (30, 30)])
+def test_a_dry_run_says_what_would_be_tried_and_tries_nothing(sample: int, percent: int, rich_run: TinyRun) -> None:
     options = ("--forget", "steps:5", "--K", "all", "--hessian-mode", "auto", "--dry-run", "--no-ledger")
-    shown = CliRunner().invoke(app, ["unlearn", str(rich_run.log), *options])
+    sampled = ("--oracle-sample", str(sample))
+    shown = CliRunner().invoke(app, ["unlearn", str(rich_run.log), *options, *sampled])
     assert shown.exit_code == 0
     told = " ".join(shown.stdout.split())
-    assert re.search(r"auto: fisher, low_rank will be tried before, .*: up to \d+ s more", told)
+    assert re.search(rf"auto: fisher, low_rank will be tried before, each with {percent} % .*: up to \d+ s more", told)
 
 
 @pytest.mark.parametrize("options", [{"tolerance": -1}, {"propagation": "paper", "hessian_mode": "GGN"}])
