@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -36,6 +37,8 @@ class _Ahead(Generic[Item]):
                 yield item
         finally:
             self._is_stopped.set()
+            with suppress(queue.Empty):
+                self._queue.get_nowait()  # wakes a thread that waits for room
             self._thread.join()
 
     def _run(self) -> None:
