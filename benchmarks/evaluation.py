@@ -1,11 +1,11 @@
 """Prints what it takes to evaluate 400 forgotten and 400 retained TOFU rows with their paraphrases and wrong answers.
 
-Needs the real model and data beside the project. An argument is the number of rows of each part.
+Needs the real model and data beside the project.
 """
 
+import argparse
 import os
 import platform
-import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -81,7 +81,9 @@ def read_parts(tokenizer: Any, num_rows: int) -> Parts:
 
 def main() -> None:
     """Measures everything."""
-    num_rows = int(sys.argv[1]) if len(sys.argv) > 1 else 400
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", type=int, nargs="?", default=400, help="of each part; default: %(default)s")
+    num_rows: int = parser.parse_args().rows
     console = Console(width=120)
     if not MODEL.is_dir():
         console.print("no real model and data beside the project: nothing to evaluate")

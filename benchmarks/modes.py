@@ -1,15 +1,14 @@
 """Measures every mode against the replayed counterfactual, and draws what it costs and how far off it is.
 
-Usage: `python benchmarks/modes.py [FOLDER]`; by default ./modes-run. Cells that the folder has already are not measured
-again. Each recorded run is worked through in a process of its own.
+Cells that the folder has already are not measured again. Each recorded run is worked through in a process of its own.
 """
 
+import argparse
 import copy
 import gc
 import json
 import os
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Set
@@ -289,7 +288,9 @@ def main() -> None:
     """Measures what isn't there yet, prints and draws everything."""
     if run_part(make_inputs, make_log, measure_run, measure_memory):
         return
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "modes-run")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("modes-run"), help="default: %(default)s")
+    folder: Path = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(width=190)
     console.print(
