@@ -37,7 +37,10 @@ class UsageError(LmcleanerError, ValueError):
 
     kind = "usage"
     exit_code = 2
-    usual_hint = "`lmcleaner COMMAND --help` explains the options; docs/quickstart.md shows the common cases"
+    usual_hint = (
+        "`lmcleaner COMMAND --help` explains the options, which have the same names in Python; "
+        "docs/quickstart.md shows the common cases"
+    )
 
 
 class NotFoundError(LmcleanerError, FileNotFoundError):

@@ -14,7 +14,7 @@ from lmcleaner.formats.chunks import ChunkError
 from lmcleaner.formats.commit import Commit
 from lmcleaner.formats.consistency import problem_of_commit, problem_of_table
 from lmcleaner.formats.documents import metadata_key, read_attributes
-from lmcleaner.formats.errors import InsufficientLogError, NotFoundError
+from lmcleaner.formats.errors import InsufficientLogError, NotFoundError, UsageError
 from lmcleaner.formats.layout import COMMIT, GRADIENTS, checkpoint_name, curvature_name, damaged
 from lmcleaner.formats.manifest import Manifest
 from lmcleaner.formats.ranges import readable_steps, steps_in
@@ -52,6 +52,7 @@ class TrainingLog:
             location: folder, zip file or URL of the log.
 
         Raises:
+            UsageError: it isn't a place, or nothing can read it.
             NotFoundError: no log lies there.
             DamagedError: the manifest or the commit record is damaged.
             VersionError: a later release wrote it.
@@ -378,6 +379,8 @@ class TrainingLog:
             ) from error
 
     def _check_step(self, step: int, last: int) -> None:
+        if not isinstance(step, int | np.integer):
+            raise UsageError(f"a step: expected a whole number, found {step!r}")
         if not 0 <= step <= last:
             raise NotFoundError(
                 f"no such step: {self.location}: expected 0 to {last}, found {step}",

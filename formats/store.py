@@ -133,7 +133,7 @@ def open_store(location: "str | Path | Store | zarr.abc.store.Store", *, writabl
         The store; one that is open already as it is.
 
     Raises:
-        UsageError: nothing can read the place, or it can't be written.
+        UsageError: it isn't a place, nothing can read it, or it can't be written.
         DamagedError: the zip file isn't one.
     """
     # Imported here because these modules need this one, and because local logs needn't wait for zarr to load.

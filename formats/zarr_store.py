@@ -34,8 +34,10 @@ class ZarrStore:
             writable: whether it may be changed.
 
         Raises:
-            UsageError: `writable`, but the backend isn't.
+            UsageError: it isn't a store, or `writable` and it can't be written.
         """
+        if not isinstance(backend, Backend):
+            raise UsageError(f"not a place of a log: expected a folder, a URL or a store, found {backend!r}")
         if writable and (backend.read_only or not backend.supports_writes or not backend.supports_deletes):
             raise UsageError(f"a log can't be written there: {location}", hint="record into a folder, then copy it")
         self.location, self._backend, self._writable = location, backend, writable

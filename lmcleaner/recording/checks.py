@@ -59,6 +59,29 @@ def given_gradients(parameters: Sequence[Tensor], divisor: float) -> Iterator[Te
         yield gradient if divisor == 1 else gradient / divisor
 
 
+def learning_rates(optimizer: torch.optim.Optimizer, step: int) -> tuple[float, ...]:
+    """The learning rates that the optimizer is about to use.
+
+    Args:
+        optimizer: the run's optimizer.
+        step: number of the step, for messages.
+
+    Returns:
+        One for each parameter group.
+
+    Raises:
+        UsageError: one is not finite.
+    """
+    rates = tuple(float(group["lr"]) for group in optimizer.param_groups)
+    for number, rate in enumerate(rates):
+        if not math.isfinite(rate):
+            raise UsageError(
+                f"the learning rate is not finite: group {number}, step {step}: found {rate}",
+                hint="look at its schedule; the log is complete up to the step before",
+            )
+    return rates
+
+
 def check_hyperparameters(optimizer: torch.optim.Optimizer, manifest: Manifest, step: int) -> None:
     """Replay takes all but the learning rate from the manifest, so nothing else may change.
 

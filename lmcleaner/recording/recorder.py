@@ -22,7 +22,7 @@ from lmcleaner.formats.store import Store, open_store
 from lmcleaner.formats.wording import counted
 from lmcleaner.formats.writer import LogWriter
 from lmcleaner.recording.background import BackgroundWriter
-from lmcleaner.recording.checks import check_hyperparameters, given_gradients, gradient_norm
+from lmcleaner.recording.checks import check_hyperparameters, given_gradients, gradient_norm, learning_rates
 from lmcleaner.recording.describe import RunDescription, describe_run, take_checkpoint, trainable_parameters
 from lmcleaner.recording.losses import OWN, Losses, SeenLoss
 from lmcleaner.recording.microbatches import arguments_of, microbatch_record
@@ -316,7 +316,7 @@ class Recorder:
         norm = gradient_norm(self._parameters, limit, self.num_steps, divisor)
         self._step = StepRecord(
             microbatches=self._processes.gather(self._microbatches, self._averaged, self.num_steps),
-            lr=tuple(float(group["lr"]) for group in optimizer.param_groups),
+            lr=learning_rates(optimizer, self.num_steps),
             gradient_norm=norm,
             seconds=0.0,
             unclipped_norm=self._unclipped.take(norm, limit, self.num_steps, scale)

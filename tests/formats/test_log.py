@@ -17,7 +17,14 @@ from blake3 import blake3
 from lmcleaner.formats.bits import BIT_DTYPES
 from lmcleaner.formats.canonical import canonical_json, json_digest
 from lmcleaner.formats.codecs import SPAN
-from lmcleaner.formats.errors import DamagedError, ExistsError, InsufficientLogError, NotFoundError, VersionError
+from lmcleaner.formats.errors import (
+    DamagedError,
+    ExistsError,
+    InsufficientLogError,
+    NotFoundError,
+    UsageError,
+    VersionError,
+)
 from lmcleaner.formats.generation import FLUSH_STEPS
 from lmcleaner.formats.reader import TrainingLog
 from lmcleaner.formats.reconstruction import Reconstruction
@@ -234,6 +241,13 @@ def test_a_step_outside_is_not_found(log: TrainingLog, step: int) -> None:
     with pytest.raises(NotFoundError, match=f"no such step: .* expected 0 to {NUM_STEPS - 1}, found {step}") as error:
         log.step(step)
     assert error.value.kind == "not-found"
+
+
+@pytest.mark.parametrize("step", ["3", 3.0, None])
+def test_a_step_that_is_no_number_is_refused(log: TrainingLog, step: Any) -> None:
+    for ask in (log.step, log.parameters):
+        with pytest.raises(UsageError, match=f"a step: expected a whole number, found {step!r}"):
+            ask(step)
 
 
 @pytest.mark.parametrize("step", [-1, NUM_STEPS + 1])

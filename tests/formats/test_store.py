@@ -107,6 +107,12 @@ def test_nothing_is_written_into_a_store_that_is_open_for_reading(tmp_path: Path
         open_store(zarr.storage.MemoryStore(read_only=True), writable=True)
 
 
+@pytest.mark.parametrize("location", [None, 3, b"log"])
+def test_what_is_no_place_is_refused(location: Any) -> None:
+    with pytest.raises(UsageError, match=f"expected a folder, a URL or a store, found {location!r}"):
+        open_store(location)
+
+
 def test_what_one_store_writes_another_one_reads() -> None:
     url = memory_url()
     open_store(url, writable=True).write("a/zarr.json", [b"{}"])

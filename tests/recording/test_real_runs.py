@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,6 +125,13 @@ def test_autocast_must_be_as_it_was_told(base_model: Path, tmp_path: Path) -> No
             model(**on_device(batches(SETTINGS["autocast"]))[0])
     with pytest.raises(UsageError, match="expected bfloat16 or float16, found float64"):
         RunDescription(model_source="x", autocast="float64")
+
+
+@pytest.mark.parametrize("stack", ["updates", "gradients"])
+def test_a_codec_that_nobody_knows_is_refused(stack: str) -> None:
+    unknown: Any = {stack: "zip"}
+    with pytest.raises(UsageError, match=rf"{stack}: expected one of \['lossless', .*\], found 'zip'"):
+        RunDescription(model_source="x", **unknown)
 
 
 def test_a_curvature_without_the_runs_autocast_is_said_and_measured(base_model: Path, tmp_path: Path) -> None:

@@ -73,6 +73,10 @@ def _frozen(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     next(model.parameters()).requires_grad_(False)
 
 
+def _rate_lost(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.param_groups[0]["lr"] = float("nan")
+
+
 REFUSED: dict[str, tuple[Act, str]] = {
     "a parameter": (_scaled, "changed model.embed_tokens.weight: between the steps 3 and 4"),
     "a parameter, past autograd": (_scaled_data, "changed model.embed_tokens.weight"),
@@ -82,6 +86,7 @@ REFUSED: dict[str, tuple[Act, str]] = {
     "a state that is scaled": (_state_scaled, "changed the optimizer.s exp_avg of model.embed_tokens.weight"),
     "a state that is loaded": (_state_loaded, "changed the optimizer.s"),
     "a parameter that is frozen": (_frozen, "is trained no more: model.embed_tokens.weight: step 4"),
+    "a learning rate that is no number": (_rate_lost, "learning rate is not finite: group 0, step 4: found nan"),
 }
 
 
