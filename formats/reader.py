@@ -260,7 +260,7 @@ class TrainingLog:
         self._check_step(step, self.num_steps)
         start = self.nearest_checkpoint(step)
         self.check_updates(start, step)
-        spans = None if selection is None or self._is_everything(selection) else selection.spans
+        spans = None if selection is None or selection.is_whole else selection.spans
         found = Reconstruction(self, start, spans=spans)
         found.advance_to(step)
         return found
@@ -319,7 +319,7 @@ class TrainingLog:
             if not any(first <= step < stop for first, stop in self.commit.gradients):
                 raise InsufficientLogError(f"the log doesn't hold the gradient any more: {self.location}: step {step}")
             values = reader.decoded(step, selection.spans)
-            if self._is_everything(selection) and array_digest(values) != digests[step].tobytes():
+            if selection.is_whole and array_digest(values) != digests[step].tobytes():
                 raise ChunkError("it doesn't have the committed digest")
             return values
 
@@ -390,9 +390,6 @@ class TrainingLog:
     def _check_checkpoint(self, step: int) -> None:
         if step not in self.commit.checkpoints:
             raise NotFoundError(f"no checkpoint of step {step}: {self.location}: found {list(self.checkpoint_steps)}")
-
-    def _is_everything(self, selection: Selection) -> bool:
-        return len(selection.entries) == len(self.manifest.parameters)
 
     def _sound(self, array: str, step: int | None, read: Callable[..., Value], *arguments: Any) -> Value:
         """What `read` gives; its errors with the place."""

@@ -43,6 +43,7 @@ class Selection:
     Attributes:
         entries: the parameters.
         spans: the spans, ascending.
+        is_whole: whether they are all that there are.
     """
 
     def __init__(self, manifest: Manifest, names: Sequence[str] | None) -> None:
@@ -64,7 +65,8 @@ class Selection:
             )
         self.entries = [known[name] for name in names] if names is not None else list(manifest.parameters)
         self.spans: Sequence[int] = range(num_spans(manifest.num_elements))
-        if len(self.entries) < len(known):
+        self.is_whole = len(self.entries) == len(known)
+        if not self.is_whole:
             self.spans = sorted({span for entry in self.entries for span in _spans_of(entry)})
 
     def named(self, values: NDArray[Any]) -> dict[str, NDArray[Any]]:
