@@ -65,9 +65,9 @@ class RunDescription:
         """
         if self.checkpoint_every < 1:
             raise UsageError(f"checkpoint_every: expected at least 1, found {self.checkpoint_every}")
-        for stack in ("updates", "gradients"):
-            if getattr(self, stack) not in get_args(CodecName):
-                raise UsageError(f"{stack}: expected one of {[*get_args(CodecName)]}, found {getattr(self, stack)!r}")
+        for name, codec in (("updates", self.updates), ("gradients", self.gradients)):
+            if codec not in get_args(CodecName):
+                raise UsageError(f"{name}: expected one of {[*get_args(CodecName)]}, found {codec!r}")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise UsageError(f"max_grad_norm: expected None or more than 0, found {self.max_grad_norm}")
         if self.autocast not in {None, "bfloat16", "float16"}:
