@@ -69,8 +69,8 @@ def runs(folder: Path) -> dict[str, Run]:
     people = folder / "once" / "train.jsonl"
     found = {f"demonstration, {rows} rows a step": Run(folder / "model", people, rows) for rows in (8, 32)}
     if REAL_MODEL.is_dir():
-        make_real_rows(folder)
-        found["stories260K, 8 rows of TOFU a step"] = Run(REAL_MODEL, folder / "tofu" / "train.jsonl", 8)
+        make_real_rows(folder / "real")
+        found["stories260K, 8 rows of TOFU a step"] = Run(REAL_MODEL, folder / "real" / "epochs" / "train.jsonl", 8)
     return found
 
 

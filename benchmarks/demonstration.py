@@ -45,10 +45,10 @@ def make_demonstration(folder: Path) -> dict[str, Any]:
 
 
 def make_real_rows(folder: Path) -> None:
-    """96 rows of TOFU, in `tofu/train.jsonl`; needs the data beside the project."""
-    (folder / "tofu").mkdir(exist_ok=True)
+    """96 short rows of TOFU in `epochs/train.jsonl`, 960 in `once/train.jsonl`; needs the data beside the project."""
     tool = SHARED / "tools" / "tofu_slice.py"
-    subprocess.run([sys.executable, tool, folder / "tofu"], check=True, stdout=subprocess.DEVNULL)
+    for name, options in {"epochs": (), "once": ("--retain", "952", "--max-chars", "200")}.items():
+        subprocess.run([sys.executable, tool, folder / name, *options], check=True, stdout=subprocess.DEVNULL)
 
 
 def train_plainly(log: TrainingLog, options: RecordOptions, forgotten: Set[bytes] = frozenset()) -> tuple[Any, Clock]:

@@ -150,7 +150,6 @@ def _against_K(rows: Sequence[Row]) -> Figure:  # noqa: N802 -- the paper's name
 
 def _against_share(rows: Sequence[Row]) -> Figure:
     chosen = [r for r in rows if r["cell"]["forget"][:1] == "0" and r["cell"]["propagation"] == "optimizer"]
-    chosen = [row for row in chosen if row["cell"]["run"] != "tofu"]
     return _lines(chosen, lambda row: 100 * float(row["cell"]["forget"]), "forgotten rows, %")
 
 

@@ -1,6 +1,7 @@
 """Measures every mode against the replayed counterfactual, and draws what it costs and how far off it is.
 
-Cells that the folder has already are not measured again. Each recorded run is worked through in a process of its own.
+Each model has a folder of its own; cells that it has already are not measured again. Each recorded run is worked
+through in a process of its own.
 """
 
 import argparse
@@ -10,8 +11,7 @@ import json
 import os
 import platform
 import tempfile
-import time
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -72,11 +72,30 @@ EARLY_STEP = 20  # whose first row, or which as a whole, the cells over K forget
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """One measurement: what to forget from which run, and how.
+class Training:
+    """How a run goes through its rows.
 
     Attributes:
-        run: "epochs" uses its rows many times, "once" each once, "tofu" is a real model on real data.
+        epochs: over all of them.
+        batch_size: rows of a step.
+    """
+
+    epochs: int
+    batch_size: int
+
+
+MODELS = {  # the demonstration's on invented people, and stories260K on TOFU, whose rows are longer
+    "demonstration": {"epochs": Training(20, 8), "once": Training(1, 8)},
+    "real": {"epochs": Training(8, 8), "once": Training(1, 4)},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One measurement: what to forget from which run of a model, and how.
+
+    Attributes:
+        run: "epochs" uses its rows many times, "once" each once.
         optimizer: that trained it.
         forget: a share of the rows, "early" for the first row, or all, of one early step, or "scattered" for that row
             and 99 of later steps.
@@ -102,7 +121,7 @@ def cells(run: str, optimizer: str) -> Iterator[Cell]:
         Shares of rows with K=all in every mode and propagation; on the run that uses each row once, K as well.
     """
     level = "batch" if run == "once" else "sample"
-    for share in SHARES if run != "tofu" else SHARES[1:2]:
+    for share in SHARES:
         yield Cell(run, optimizer, f"{share:g}", level, "all", RETRAIN)
         for mode in HessianMode:
             yield Cell(run, optimizer, f"{share:g}", level, "all", mode.value)
@@ -116,50 +135,50 @@ def cells(run: str, optimizer: str) -> Iterator[Cell]:
         yield Cell(run, optimizer, "scattered", "sample", "all", HessianMode.SECANT.value)
 
 
-def make_inputs(folder: Path) -> dict[str, Any]:
-    """Models and rows of all runs."""
-    parameters = make_demonstration(folder)
-    if SHARED.is_dir():
+def make_inputs(folder: Path, model: str) -> dict[str, Any]:
+    """The rows of a model's runs, and the demonstration's model."""
+    if model == "demonstration":
+        make_demonstration(folder)
+    else:
         make_real_rows(folder)
-    return parameters
+    return {}
 
 
-def make_log(folder: Path, run: str, optimizer: str) -> dict[str, Any]:
-    """Records 240 steps of batch 8, or the 96 of the real model, with gradients and a checkpoint every 40."""
-    options = _record_options(folder, run, optimizer)
-    started = time.perf_counter()
-    record(folder / run / f"log-{optimizer}", options)
-    return {"seconds": time.perf_counter() - started}
+def make_log(folder: Path, model: str, run: str, optimizer: str) -> dict[str, Any]:
+    """Records 240 steps, or the 96 of the real model's epochs, with gradients and a checkpoint every 40."""
+    record(folder / run / f"log-{optimizer}", _record_options(folder, model, run, optimizer))
+    return {}
 
 
-def _record_options(folder: Path, run: str, optimizer: str) -> RecordOptions:
-    model = REAL_MODEL if run == "tofu" else folder / "model"
+def _record_options(folder: Path, model: str, run: str, optimizer: str) -> RecordOptions:
+    training = MODELS[model][run]
     return RecordOptions(
-        model=str(model), data=str(folder / run / "train.jsonl"), output=folder / run / f"trained-{optimizer}",
-        epochs={"epochs": 20, "once": 1, "tofu": 8}[run], batch_size=8, lr=RATES[optimizer], warmup_ratio=0.1,
-        optimizer=OptimizerName(optimizer), checkpoint_every=40, gradients=Codec.LOSSLESS,
-        curvature=CurvatureKind.LOW_RANK, threads=1,
+        model=str(folder / "model" if model == "demonstration" else REAL_MODEL),
+        data=str(folder / run / "train.jsonl"), output=folder / run / f"trained-{optimizer}", epochs=training.epochs,
+        batch_size=training.batch_size, lr=RATES[optimizer], warmup_ratio=0.1, optimizer=OptimizerName(optimizer),
+        checkpoint_every=40, gradients=Codec.LOSSLESS, curvature=CurvatureKind.LOW_RANK, threads=1,
     )  # fmt: skip
 
 
-def measure_run(folder: Path, run: str, optimizer: str) -> dict[str, Any]:
+def measure_run(folder: Path, model: str, run: str, optimizer: str) -> dict[str, Any]:
     """Measures all cells of a run that are not there yet, the reference of each request first."""
     results = folder / RESULTS
     known = {json.dumps(row["cell"]) for row in read_lines(results)}
     log = TrainingLog(folder / run / f"log-{optimizer}")
+    training = _record_options(folder, model, run, optimizer)
     replay = open_replay(log.manifest)
+    after = None
     oracles: dict[tuple[str, str], list[torch.Tensor]] = {}
     for cell in cells(run, optimizer):
         if json.dumps(asdict(cell)) in known:
             continue
-        training = _record_options(folder, run, optimizer)
         with restored_numerics(log.manifest.numerics), tempfile.TemporaryDirectory() as scratch:
             options = _options(log, cell, Path(scratch) / "out")
             forget_set, _ = resolve_request(log, options)
             request = cell.forget, cell.level
             if request not in oracles:
                 oracles[request] = replay_counterfactual(log, replay, forget_set, Denominator.LOGGED, Silent())
-            before = plain_step_seconds(log, training)
+            before = after or plain_step_seconds(log, training)
             measured: dict[str, Any]
             try:
                 if cell.mode == RETRAIN:
@@ -169,23 +188,22 @@ def measure_run(folder: Path, run: str, optimizer: str) -> dict[str, Any]:
                 measured |= _compared(log, replay, made, forget_set, oracles[request])
             except DivergedError as error:
                 measured = {"diverged": error.message}
-            unit = (before + plain_step_seconds(log, training)) / 2
+            after = plain_step_seconds(log, training)
         with results.open("a") as file:
-            file.write(json.dumps({"cell": asdict(cell), "step_seconds": unit, **measured}) + "\n")
+            file.write(json.dumps({"cell": asdict(cell), "step_seconds": (before + after) / 2, **measured}) + "\n")
     return {}
 
 
 def measure_memory(folder: Path, run: str, optimizer: str) -> dict[str, Any]:
     """Peak memory of each mode by itself: of the second of two sweeps, since the first one's kernels keep memory.
 
-    One early row is forgotten where each is used once, else one early step; memory depends on neither rows nor K.
+    One early row is forgotten; memory depends on neither rows nor K.
     """
     log = TrainingLog(folder / run / f"log-{optimizer}")
-    level = "sample" if run == "once" else "batch"
     peaks = []
     for propagation, modes in (("optimizer", list(HessianMode)), ("paper", PAPER_MODES)):
         for mode in modes:
-            cell = Cell(run, optimizer, "early", level, "10", mode.value, propagation)
+            cell = Cell(run, optimizer, "early", "sample", "10", mode.value, propagation)
             with suppress(DivergedError):  # as `measure_run` says of it
                 _peak(log, cell)
                 peak, planned = _peak(log, cell)
@@ -274,43 +292,61 @@ def _rows(log: TrainingLog, forgotten: Set[bytes]) -> dict[str, list[Sample]]:
     return {name: [log.sample(row) for row in rows[:: -(-len(rows) // MOST_ROWS)]] for name, rows in chosen.items()}
 
 
-def _remember_memory(folder: Path, run: str, optimizer: str) -> None:
-    """Measures memory in a process of its own, unless it has been or the run trains the same model as another."""
-    known = {(found["run"], found["optimizer"]) for found in read_lines(folder / MEMORY)}
-    if run == "epochs" or (run, optimizer) in known:
-        return
-    found = in_own_process(measure_memory, folder, run, optimizer)
-    with (folder / MEMORY).open("a") as file:
-        file.write(json.dumps(found) + "\n")
+def _remember_memory(folder: Path, optimizer: str) -> None:
+    """Measures memory in a process of its own, unless it has been; one run will do, since all train the same model."""
+    if optimizer not in {found["optimizer"] for found in read_lines(folder / MEMORY)}:
+        found = in_own_process(measure_memory, folder, "once", optimizer)
+        with (folder / MEMORY).open("a") as file:
+            file.write(json.dumps(found) + "\n")
 
 
-def main() -> None:
-    """Measures what isn't there yet, prints and draws everything."""
-    if run_part(make_inputs, make_log, measure_run, measure_memory):
-        return
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("modes-run"), help="default: %(default)s")
-    folder: Path = parser.parse_args().folder
+def measure(folder: Path, model: str, console: Console) -> None:
+    """Measures what a model's folder doesn't have yet, prints and draws everything."""
+    runs = MODELS[model]
+    console.print(f"{model}: {', '.join(f'{run}, batch {training.batch_size}' for run, training in runs.items())}")
     folder.mkdir(parents=True, exist_ok=True)
-    console = Console(width=190)
-    console.print(
-        f"{device_name('cpu')}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, one thread; batch 8; {SAMPLE_PERCENT:g} % of the steps taken twice; "
-        f"x step: in steps of the plain Trainer, {PLAIN_STEPS - WARM_STEPS} of which are timed before and after a cell"
-    )
-    if not (folder / "model").is_dir():
-        in_own_process(make_inputs, folder)
-    for run in ("epochs", "once", *(["tofu"] if (folder / "tofu").is_dir() else [])):
+    if not (folder / "once" / "train.jsonl").is_file():
+        in_own_process(make_inputs, folder, model)
+    for run in runs:
         for optimizer in RATES:
             if not (folder / run / f"log-{optimizer}").is_dir():
-                in_own_process(make_log, folder, run, optimizer)
-            in_own_process(measure_run, folder, run, optimizer)
-            _remember_memory(folder, run, optimizer)
+                in_own_process(make_log, folder, model, run, optimizer)
+            in_own_process(measure_run, folder, model, run, optimizer)
+    for optimizer in RATES:
+        _remember_memory(folder, optimizer)
     show(folder, console)
     for picture in draw(folder / RESULTS, folder):
         console.print(f"drawn: {picture}")
     (folder / "tables.md").write_text(as_markdown(folder))
     console.print(f"written: {folder / 'tables.md'}")
+
+
+def read_options(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a command line; all models that are there where none is named."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", metavar="|".join(MODELS))  # `choices` would refuse none of them
+    parser.add_argument("--folder", type=Path, default=Path("modes-run"), help="default: %(default)s")
+    options = parser.parse_args(words)
+    unknown = set(options.models) - set(MODELS)
+    if unknown:
+        parser.error(f"no such model: {min(unknown)}")
+    options.models = options.models or [name for name in MODELS if name != "real" or SHARED.is_dir()]
+    return options
+
+
+def main() -> None:
+    """Measures the models that are asked for."""
+    if run_part(make_inputs, make_log, measure_run, measure_memory):
+        return
+    options = read_options()
+    console = Console(width=190)
+    console.print(
+        f"{device_name('cpu')}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, one thread; {SAMPLE_PERCENT:g} % of the steps taken twice; x step: in steps of "
+        f"the plain Trainer, {PLAIN_STEPS - WARM_STEPS} of which are timed before and after a cell"
+    )
+    for model in options.models:
+        measure(options.folder / model, model, console)
 
 
 if __name__ == "__main__":
