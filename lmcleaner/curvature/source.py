@@ -93,7 +93,8 @@ def model_source(model: nn.Module, batches: Iterable[Batch]) -> Source:
     _check_evaluating(model)
     if iter(batches) is batches:
         raise UsageError("batches: expected a list or a loader, found an iterator, which serves one product only")
-    num_targets = sum(_num_targets(batch) for batch in batches)
+    vocabulary = getattr(getattr(model, "config", None), "vocab_size", torch.iinfo(torch.int64).max)
+    num_targets = sum(_num_targets(batch, vocabulary) for batch in batches)
     if not num_targets:
         raise UsageError("batches: expected tokens with a label, found none")
     parameters = list(trainable_parameters(model).values())
@@ -155,7 +156,15 @@ def _check_evaluating(model: nn.Module) -> None:
         )
 
 
-def _num_targets(batch: Batch) -> int:
+def _num_targets(batch: Batch, vocabulary: int) -> int:
     if not {"input_ids", "labels"} <= set(batch) <= _ARGUMENTS:
         raise UsageError(f"a batch: expected input_ids, labels and perhaps attention_mask, found {sorted(batch)}")
-    return int((batch["labels"][:, 1:] != IGNORED_LABEL).sum())
+    tokens, labels = batch["input_ids"], batch["labels"]
+    if tokens.dim() != 2 or any(value.shape != tokens.shape for value in batch.values()):
+        shapes = {name: [*value.shape] for name, value in batch.items()}
+        raise UsageError(f"a batch: expected one shape, [batch, seq], found {shapes}")
+    for name, known in {"input_ids": tokens, "labels": labels[labels != IGNORED_LABEL]}.items():
+        unknown = known[(known < 0) | (known >= vocabulary)]
+        if unknown.numel():
+            raise UsageError(f"{name}: expected tokens from 0 to {vocabulary - 1}, found {int(unknown[0])}")
+    return int((labels[:, 1:] != IGNORED_LABEL).sum())

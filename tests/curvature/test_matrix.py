@@ -114,6 +114,12 @@ def operator(mode: str, damping: float = 0.0) -> Curvature:
     return Curvature.of_model(make_model(), mode, make_batches(), damping=damping)
 
 
+def of_rows(tokens: Any, labels: Any) -> Curvature:
+    return Curvature.of_model(
+        make_model(), "GGN", [{"input_ids": torch.tensor(tokens), "labels": torch.tensor(labels)}]
+    )
+
+
 def vector_of(curvature: Curvature, seed: int = 0, columns: int | None = None) -> Tensor:
     shape = curvature.shape[:1] if columns is None else (curvature.shape[0], columns)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=curvature.dtype)
@@ -318,6 +324,13 @@ def test_more_products_bring_the_pairs_of_an_indefinite_matrix_near() -> None:
         (lambda: Curvature.of_model(make_model(), "GGN", iter(make_batches())), "found an iterator"),
         (lambda: Curvature.of_model(make_model(), "GGN", []), "tokens with a label, found none"),
         (lambda: Curvature.of_model(make_model(), "GGN", [{"input_ids": torch.ones(1, 2)}]), "found .'input_ids'"),
+        (
+            lambda: of_rows([[1, 2]], [[1]]),
+            "expected one shape, .batch, seq., found .'input_ids': .1, 2., 'labels': .1, 1.",
+        ),
+        (lambda: of_rows([1, 2], [1, 2]), "expected one shape, .batch, seq., found"),
+        (lambda: of_rows([[1, 2]], [[1, 999]]), "labels: expected tokens from 0 to .*, found 999"),
+        (lambda: of_rows([[1, -1]], [[1, 2]]), "input_ids: expected tokens from 0 to .*, found -1"),
         (lambda: Curvature.of_model(make_model(), "GGN", make_batches(), damping=-1.0), "damping: expected at least 0"),
         (lambda: operator("GGN") @ torch.ones(3, dtype=torch.float64), "expected .* with columns, found .3"),
         (lambda: operator("GGN") @ torch.ones(operator("GGN").shape[0]), "float64 on cpu, found .* torch.float32"),
