@@ -32,6 +32,7 @@ from lmcleaner.formats.vectors import VectorReader
 from lmcleaner.recording.describe import RunDescription
 from lmcleaner.recording.recorder import Recorder
 from lmcleaner.training.numerics import device_name
+from naming import add_names
 from processes import PRECISE_MEMORY, in_own_process, peak_bytes, run_part
 
 CODECS = ("lossless", "int8", "int4", "none")
@@ -335,18 +336,13 @@ PARTS = {"overhead": show_overhead, "write": show_write, "read": show_read, "siz
 def read_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of a command line; all parts where none is named."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="|".join(PARTS))  # `choices` would refuse none of them
+    add_names(parser, "parts", PARTS, list(PARTS))
     parser.add_argument("--shape", choices=list(SHAPES), default="25M")
     parser.add_argument("--updates", nargs="+", choices=CODECS, default=CODECS, help="of overhead")
     parser.add_argument("--steps", type=int, help="default: overhead 40, write 10, read 200")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args(words)
-    unknown = set(options.parts) - set(PARTS)
-    if unknown:
-        parser.error(f"no such part: {min(unknown)}")
-    options.parts = options.parts or list(PARTS)
-    return options
+    return parser.parse_args(words)
 
 
 def main() -> None:

@@ -57,6 +57,7 @@ from lmcleaner.training.replay import ReplayModel, open_replay
 from lmcleaner.training.vectors import distance
 from lmcleaner.unlearning.request import ForgetSet
 from lmcleaner.unlearning.run import resolve_request
+from naming import add_names
 from processes import HeapPeak, in_own_process, run_part
 from tables import MEMORY, RESULTS, as_markdown, read_lines, show
 
@@ -324,14 +325,9 @@ def measure(folder: Path, model: str, console: Console) -> None:
 def read_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of a command line; all models that are there where none is named."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="*", metavar="|".join(MODELS))  # `choices` would refuse none of them
+    add_names(parser, "models", MODELS, [name for name in MODELS if name != "real" or SHARED.is_dir()])
     parser.add_argument("--folder", type=Path, default=Path("modes-run"), help="default: %(default)s")
-    options = parser.parse_args(words)
-    unknown = set(options.models) - set(MODELS)
-    if unknown:
-        parser.error(f"no such model: {min(unknown)}")
-    options.models = options.models or [name for name in MODELS if name != "real" or SHARED.is_dir()]
-    return options
+    return parser.parse_args(words)
 
 
 def main() -> None:

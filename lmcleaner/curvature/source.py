@@ -94,7 +94,7 @@ def model_source(model: nn.Module, batches: Iterable[Batch]) -> Source:
     if iter(batches) is batches:
         raise UsageError("batches: expected a list or a loader, found an iterator, which serves one product only")
     vocabulary = getattr(getattr(model, "config", None), "vocab_size", torch.iinfo(torch.int64).max)
-    num_targets = sum(_num_targets(batch, vocabulary) for batch in batches)
+    num_targets = sum(_checked_targets(batch, vocabulary) for batch in batches)
     if not num_targets:
         raise UsageError("batches: expected tokens with a label, found none")
     parameters = list(trainable_parameters(model).values())
@@ -156,7 +156,8 @@ def _check_evaluating(model: nn.Module) -> None:
         )
 
 
-def _num_targets(batch: Batch, vocabulary: int) -> int:
+def _checked_targets(batch: Batch, vocabulary: int) -> int:
+    """How many tokens of a batch count; raises UsageError where it can't be used."""
     if not {"input_ids", "labels"} <= set(batch) <= _ARGUMENTS:
         raise UsageError(f"a batch: expected input_ids, labels and perhaps attention_mask, found {sorted(batch)}")
     tokens, labels = batch["input_ids"], batch["labels"]
